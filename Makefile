@@ -1,0 +1,58 @@
+# Two commands: `make demo` and `make test`. Both set up .venv first, and install again only after
+# pyproject.toml or constraints.txt has changed.
+#
+# Options:
+#   PYTHON=python3.12        the interpreter that makes .venv
+#   VENV=/tmp/venv           another place for the environment
+#   PIP_ARGS="..."           more arguments for pip, for example the CPU-only build of torch on Linux:
+#                            PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+#   PROMPT="..."             the opening of the demo's story
+#   PYTEST_ARGS="-x -k gpt2" arguments for pytest
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+PROMPT ?=
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt $(PIP_ARGS)
+STAMP := $(VENV)/.installed
+STAMP_DEV := $(VENV)/.installed-dev
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint clean
+
+help:
+	@echo "make demo   set up .venv and stream a story from the bundled model"
+	@echo "make test   set up .venv with the development tools, then ruff, mypy and pytest"
+	@echo "make lint   only ruff and mypy"
+	@echo "make clean  remove build results and caches (not .venv)"
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing quintet and its dependencies into $(VENV) (once; a minute or two)"
+	$(PIP_INSTALL) -e .
+	@touch $@
+
+$(STAMP_DEV): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing quintet and the development tools into $(VENV) (once; a few minutes)"
+	$(PIP_INSTALL) -e ".[dev]"
+	@touch $(STAMP) $@
+
+demo: $(STAMP)
+	@$(BIN)/quintet generate $(if $(PROMPT),"$(PROMPT)")
+
+lint: $(STAMP_DEV)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+clean:
+	rm -rf build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
