@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -194,7 +195,9 @@ class StagedFiles:
 
     def commit(self, *, first: Iterable[str] = (), remove: Iterable[str] = ()) -> None:
         """Make the staged files real: flush them to the disk, delete `first`, rename in order, delete `remove`."""
-        for temporary in self._pending.values():
+        for name, temporary in self._pending.items():
+            if (self.folder / name).is_dir():
+                raise IsADirectoryError(errno.EISDIR, f"'{name}' is a folder there, and a file is to be written")
             _sync(temporary)
         interrupt: BaseException | None = None
         steps = [("", name) for name in first] + [("rename", name) for name in self._pending]
