@@ -15,13 +15,14 @@ import torch
 from torch import nn
 
 from quintet.checkpoint.files import WeightFiles, find_weights
-from quintet.checkpoint.rules import KeyRules, LoadReport
+from quintet.checkpoint.rules import KeyRules, LoadReport, is_dropped, resolve, stays_float32
 from quintet.checkpoint.tensorfile import TensorFile
 from quintet.checkpoint.torchbin import read_torch_file
 from quintet.errors import CheckpointError
 
 __all__ = ["TensorSource", "load_weights", "open_source", "source_dtype"]
 
+NO_RULES = KeyRules()
 Source = WeightFiles | Mapping[str, torch.Tensor] | str | os.PathLike[str]
 
 
@@ -191,7 +192,8 @@ def load_weights(
     model: nn.Module,
     source: Source | TensorSource,
     *,
-    rules: KeyRules = KeyRules(),  # noqa: B008 - frozen
+    rules: KeyRules = NO_RULES,
+    prefix: str = "",
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     ignore_mismatched_sizes: bool = False,
@@ -206,6 +208,7 @@ def load_weights(
         model: Any module; built on the meta device it costs no memory before the load.
         source: A folder, `find_weights(...)`, `open_source(...)` or a state dict.
         rules: How names map.
+        prefix: Name of the base model inside a model with a head; checkpoints with and without it are taken.
         dtype: Convert floating tensors to this type; None keeps the types of the checkpoint.
         device: Where the tensors go.
         ignore_mismatched_sizes: Initialise a tensor of another shape in place of raising.
@@ -220,12 +223,12 @@ def load_weights(
     """
     opened = source if isinstance(source, TensorSource) else open_source(source)
     slots = _slots(model)
-    plan, report = _plan(opened, slots, rules, ignore_mismatched_sizes)
+    plan, report = _plan(opened, slots, rules, prefix, ignore_mismatched_sizes)
     ties = _ties(slots)
     _untie_different(opened, plan, ties, report)
     device = torch.device(device)
     for name, key in plan.items():
-        keep = torch.float32 if dtype is not None and rules.stays_float32(name) else dtype
+        keep = torch.float32 if dtype is not None and stays_float32(rules, name) else dtype
         slots[name].put(_converted(opened, key, keep, device))
     _share(slots, plan, ties)
     mismatched = {name for name, _, _ in report.mismatched_keys}
@@ -236,15 +239,15 @@ def load_weights(
 
 
 def _plan(
-    source: TensorSource, slots: dict[str, _Slot], rules: KeyRules, ignore_mismatched_sizes: bool
+    source: TensorSource, slots: dict[str, _Slot], rules: KeyRules, prefix: str, ignore_mismatched_sizes: bool
 ) -> tuple[dict[str, str], LoadReport]:
     """Decide from names, shapes and types alone which tensor goes where; nothing is read."""
     plan: dict[str, str] = {}
     report = LoadReport()
     for key in source:
-        name = rules.resolve(key, slots)
+        name = resolve(rules, prefix, key, slots)
         if name is None:
-            (report.dropped_keys if rules.dropped(key) else report.unexpected_keys).add(key)
+            (report.dropped_keys if is_dropped(rules, key) else report.unexpected_keys).add(key)
         elif name in plan and plan[name] == name:
             report.unexpected_keys.add(key)  # given twice, with and without the prefix: the exact name counts
         else:

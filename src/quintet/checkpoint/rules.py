@@ -8,50 +8,37 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from quintet.errors import suggest
+from quintet.family import KeyRules
 
-__all__ = ["KeyRules", "LoadReport"]
+__all__ = ["KeyRules", "LoadReport", "is_dropped", "resolve", "stays_float32"]
 
 _SHOWN = 8
 
 
-@dataclass(frozen=True)
-class KeyRules:
-    """Rules of one family.
+def is_dropped(rules: KeyRules, key: str) -> bool:
+    """Whether a tensor of the checkpoint is left out silently."""
+    return any(re.search(pattern, key) for pattern in rules.drop)
 
-    Attributes:
-        drop: Patterns (`re.search`) of tensors that old checkpoints carry and no model needs, such as mask buffers.
+
+def stays_float32(rules: KeyRules, key: str) -> bool:
+    """Whether a tensor of the model is kept in float32 when the model is loaded in a 16-bit type."""
+    return any(re.search(pattern, key) for pattern in rules.keep_float32)
+
+
+def resolve(rules: KeyRules, prefix: str, key: str, wanted: Collection[str]) -> str | None:
+    """Return the model's name for a tensor of the checkpoint, or None when the model has no such tensor.
+
+    Args:
+        rules: The renames of the family.
         prefix: Name of the base model inside a model with a head (`transformer`). A checkpoint may have it where the
             model does not, and the other way round.
-        rename: (pattern, replacement) pairs for `re.sub`, in order, before anything else is looked at.
-        keep_float32: Patterns of tensors that stay float32 when the model is loaded in a 16-bit type.
+        key: Name in the checkpoint.
+        wanted: Names of the model.
     """
-
-    drop: tuple[str, ...] = ()
-    prefix: str = ""
-    rename: tuple[tuple[str, str], ...] = ()
-    keep_float32: tuple[str, ...] = ()
-
-    def dropped(self, key: str) -> bool:
-        """Whether a tensor is left out silently."""
-        return any(re.search(pattern, key) for pattern in self.drop)
-
-    def stays_float32(self, key: str) -> bool:
-        """Whether a tensor is kept in float32 whatever the type of the model."""
-        return any(re.search(pattern, key) for pattern in self.keep_float32)
-
-    def resolve(self, key: str, wanted: Collection[str]) -> str | None:
-        """Return the model's name for a tensor of the checkpoint, or None when the model has no such tensor."""
-        for pattern, replacement in self.rename:
-            key = re.sub(pattern, replacement, key)
-        if key in wanted:
-            return key
-        if self.prefix:
-            if f"{self.prefix}.{key}" in wanted:
-                return f"{self.prefix}.{key}"
-            bare = key.removeprefix(self.prefix + ".")
-            if bare in wanted:
-                return bare
-        return None
+    for pattern, replacement in rules.rename:
+        key = re.sub(pattern, replacement, key)
+    options = (key, f"{prefix}.{key}", key.removeprefix(f"{prefix}.")) if prefix else (key,)
+    return next((option for option in options if option in wanted), None)
 
 
 @dataclass

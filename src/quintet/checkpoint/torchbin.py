@@ -27,8 +27,8 @@ def read_torch_file(path: Path) -> dict[str, torch.Tensor]:
     if version < MINIMUM_TORCH:
         raise CheckpointError(
             f"Reading the pickle '{path}' needs torch >= 2.10, and this is {torch.__version__}: the restricted reader "
-            "of older ones can be made to run code (CVE-2025-32434) or corrupt memory (CVE-2026-24747). Install a newer "
-            "torch, or convert the file to safetensors elsewhere."
+            "of older ones can be made to run code (CVE-2025-32434) or corrupt memory (CVE-2026-24747). "
+            "Install a newer torch, or convert the file to safetensors elsewhere."
         )
     os.close(open_regular(path))
     try:
