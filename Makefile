@@ -12,7 +12,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
-PROMPT ?=
+PROMPT ?= Once upon a time, in a little house at the edge of the forest,
 PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
@@ -42,8 +42,9 @@ $(STAMP_DEV): pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP_INSTALL) -e ".[dev]"
 	@touch $(STAMP) $@
 
+demo: export QUINTET_DEMO_PROMPT = $(PROMPT)
 demo: $(STAMP)
-	@$(BIN)/quintet generate $(if $(PROMPT),"$(PROMPT)")
+	@$(BIN)/quintet generate "$$QUINTET_DEMO_PROMPT"
 
 lint: $(STAMP_DEV)
 	$(BIN)/ruff check
