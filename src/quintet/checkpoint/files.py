@@ -95,7 +95,10 @@ def _nothing_found(folder: Path, single: str, index: str, use_safetensors: bool 
             "save_pretrained(folder), which writes model.safetensors."
         )
     shown = ", ".join(there[:12]) + (f", ... ({len(there)} entries)" if len(there) > 12 else "")
-    return HubError(f"'{folder}' has neither '{single}' nor '{index}'. It holds: {shown or 'nothing'}.")
+    return HubError(
+        f"'{folder}' has neither '{single}' nor '{index}'. It holds: {shown or 'nothing'}. If the model "
+        "is published only as pytorch_model.bin, load it with use_safetensors=False."
+    )
 
 
 def read_index(path: str | os.PathLike[str]) -> dict[str, str]:

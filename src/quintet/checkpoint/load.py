@@ -51,10 +51,10 @@ class TensorSource:
 class _Mapped(TensorSource):
     """The tensors of one or several mapped files, by name."""
 
-    def __init__(self, files: WeightFiles) -> None:
+    def __init__(self, files: WeightFiles, mapped: bool) -> None:
         self._home: dict[str, TensorFile] = {}
         for path in files:
-            opened = TensorFile.open(path)
+            opened = TensorFile.open(path, mapped=mapped)
             for key in opened:
                 listed = files.weight_map.get(key, path.name) if files.weight_map else path.name
                 if listed != path.name:
@@ -114,8 +114,8 @@ class _InMemory(TensorSource):
         return self._tensors[key].detach()
 
 
-def open_source(source: Source) -> TensorSource:
-    """Open a folder, the files `find_weights` found, or a state dict."""
+def open_source(source: Source, *, mapped: bool = True) -> TensorSource:
+    """Open a folder, the files `find_weights` found, or a state dict; `mapped=False` reads files into memory."""
     if isinstance(source, (str, os.PathLike)):
         source = find_weights(source)
     if not isinstance(source, WeightFiles):
@@ -125,7 +125,7 @@ def open_source(source: Source) -> TensorSource:
         for path in source:
             tensors.update(read_torch_file(path))
         return _InMemory(tensors, borrowed=False)
-    return _Mapped(source)
+    return _Mapped(source, mapped)
 
 
 def source_dtype(source: TensorSource) -> torch.dtype | None:

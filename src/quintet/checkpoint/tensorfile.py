@@ -40,8 +40,8 @@ class TensorFile:
         self._buffer = buffer
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> TensorFile:
-        """Check the header of a file and map it.
+    def open(cls, path: str | os.PathLike[str], *, mapped: bool = True) -> TensorFile:
+        """Check the header of a file and map it, or read it whole when `mapped` is false.
 
         Raises:
             HubError: There is no such file.
@@ -59,7 +59,7 @@ class TensorFile:
                     f"'{path}' holds tensors of dtype {', '.join(sorted(unknown))}, which torch {torch.__version__} "
                     "does not have. Install a newer torch."
                 )
-            return cls(path, header, _map(descriptor, size))
+            return cls(path, header, _map(descriptor, size) if mapped else _read_whole(descriptor, size))
         finally:
             os.close(descriptor)
 
@@ -104,7 +104,7 @@ class TensorFile:
         info, dtype, shape = self._info(key), self.dtype(key), self.shape(key)
         count, start = info.end - info.begin, self.header.data_start + info.begin
         if not count or self._buffer is None:
-            return torch.empty(shape, dtype=dtype)
+            return torch.empty(shape, dtype=dtype, device="cpu")
         raw = torch.frombuffer(self._buffer, dtype=torch.uint8, count=count, offset=start)
         # Vector loads want aligned elements; a file may put a tensor anywhere, so an odd one is copied.
         if start % dtype.itemsize:
@@ -136,16 +136,19 @@ def _map(descriptor: int, size: int) -> mmap.mmap | bytearray:
     try:
         return mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY)
     except (OSError, ValueError):
-        # some network file systems cannot map; then the file is read once
-        buffer, position = bytearray(size), 0
-        os.lseek(descriptor, 0, os.SEEK_SET)
-        with open(os.dup(descriptor), "rb", buffering=0) as file:
-            while position < size:
-                got = file.readinto(memoryview(buffer)[position:])
-                if not got:
-                    raise CheckpointError(f"The file became shorter ({position:,} bytes) while it was read.") from None
-                position += got
-        return buffer
+        return _read_whole(descriptor, size)  # some network file systems cannot map
+
+
+def _read_whole(descriptor: int, size: int) -> bytearray:
+    buffer, position = bytearray(size), 0
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    with open(os.dup(descriptor), "rb", buffering=0) as file:
+        while position < size:
+            got = file.readinto(memoryview(buffer)[position:])
+            if not got:
+                raise CheckpointError(f"The file became shorter ({position:,} bytes) while it was read.")
+            position += got
+    return buffer
 
 
 def _read(descriptor: int, length: int, offset: int) -> bytes:

@@ -13,6 +13,7 @@ from quintet.hub.files import (
     write_text_atomic,
 )
 from quintet.hub.resolve import cache_folder, is_offline, resolve_folder
+from quintet.hub.upload import upload_folder
 
 __all__ = [
     "StagedFiles",
@@ -23,6 +24,7 @@ __all__ = [
     "read_json",
     "resolve_folder",
     "safe_join",
+    "upload_folder",
     "write_json_atomic",
     "write_text_atomic",
 ]
