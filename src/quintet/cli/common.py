@@ -23,12 +23,17 @@ __all__ = [
     "add_json",
     "add_model_options",
     "choose_device",
+    "fraction",
     "one_line",
+    "positive_float",
+    "positive_int",
     "print_json",
     "printable",
+    "set_threads",
     "show_progress",
     "style",
     "use_color",
+    "whole_number",
 ]
 
 BUNDLED_MODEL = "storyteller"
@@ -63,7 +68,7 @@ class CommandParser(argparse.ArgumentParser):
         """Raise the message as a `UsageError`; `main` prints it and exits with 2."""
         choice = re.search(r"invalid choice: '?([^' ]+)'? \(choose from (.*)\)", message)
         hint = suggest(choice[1], re.split(r"[', ]+", choice[2])) if choice else ""
-        message = message if message.endswith(".") else message + "."
+        message = message if message.endswith((".", "?")) else message + "."
         raise UsageError(f"{message}{hint} See '{self.prog} --help'.")
 
 
@@ -72,12 +77,12 @@ def add_examples(parser: argparse.ArgumentParser, *examples: str) -> None:
     parser.epilog = "examples:\n" + "\n".join(f"  {line}" for line in examples)
 
 
-def add_json(parser: argparse.ArgumentParser, what: str = "the result") -> None:
+def add_json(parser: argparse._ActionsContainer, what: str = "the result") -> None:
     """Add `--json`."""
     parser.add_argument("--json", action="store_true", help=f"print {what} as one line of JSON")
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
+def add_model_options(parser: argparse._ActionsContainer) -> None:
     """Add the options of every command that loads a model: dtype, device, threads, revision."""
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="number format (default: as stored)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
@@ -87,7 +92,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 def positive_int(text: str) -> int:
     """An argparse type: a whole number of at least 1."""
-    return _number(text, int, lambda value: value >= 1, "a whole number of at least 1")
+    return _number(text, int, lambda value: 1 <= value < 2**63, "a whole number of at least 1")
+
+
+def whole_number(text: str) -> int:
+    """An argparse type: a whole number of at least 0."""
+    return _number(text, int, lambda value: 0 <= value < 2**63, "a whole number of at least 0")
 
 
 def positive_float(text: str) -> float:
@@ -130,6 +140,14 @@ def choose_device(name: str) -> str:
             "Use --device cpu, or see 'quintet env'."
         )
     return str(device)
+
+
+def set_threads(number: int | None) -> None:
+    """Let torch use `number` CPU threads (None: leave its choice). Imports torch."""
+    if number is not None:
+        import torch
+
+        torch.set_num_threads(number)
 
 
 def use_color(stream: IO[str]) -> bool:

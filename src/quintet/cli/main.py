@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Python flushes stdout once more at exit, which must not fail again.
         _discard_stdout()
         return EXIT_ERROR
-    except Exception as error:  # noqa: BLE001 - the one place where every error becomes one line
+    except Exception as error:  # the one place where every error becomes one line
         if debug:
             import traceback
 
