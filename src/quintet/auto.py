@@ -1,0 +1,207 @@
+"""From a checkpoint's `model_type` to its classes: AutoConfig and every AutoModel*.
+
+A family is found by its file: `models/<model_type>.py` with a `FAMILY` record. Nothing is fetched and no code from a
+checkpoint is ever run.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+import re
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import quintet.models
+from quintet.config import PreTrainedConfig
+from quintet.errors import ConfigError, suggest
+from quintet.family import Family
+
+__all__ = [
+    "AutoConfig",
+    "AutoModel",
+    "AutoModelForCausalLM",
+    "AutoModelForQuestionAnswering",
+    "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification",
+    "AutoModelWithLMHead",
+    "family_of",
+    "model_types",
+]
+
+# What users registered, on top of what the package has.
+_registered: dict[str, type[PreTrainedConfig]] = {}
+
+
+@lru_cache
+def _files() -> dict[str, str]:
+    """Map model_type to module name: "openai-gpt" lives in openai_gpt.py."""
+    names = [module.name for module in pkgutil.iter_modules(quintet.models.__path__)]
+    return {name.replace("_", "-") if name == "openai_gpt" else name: name for name in names}
+
+
+def model_types() -> list[str]:
+    """The model types that can be loaded."""
+    return sorted({*_files(), *_registered})
+
+
+def family_of(model_type: str) -> Family:
+    """Return the record of a family.
+
+    Raises:
+        ConfigError: there is no such family; the message lists them.
+    """
+    # The name comes from a file: it is looked up in a table, never put into an import.
+    if not isinstance(model_type, str) or model_type not in _files():
+        hint = suggest(model_type, model_types()) if isinstance(model_type, str) else ""
+        raise ConfigError(f"unknown model_type {model_type!r}; known are {', '.join(model_types())}.{hint}")
+    family: Family = importlib.import_module(f"quintet.models.{_files()[model_type]}").FAMILY
+    return family
+
+
+def _config_class(model_type: str) -> type[PreTrainedConfig]:
+    return _registered.get(model_type) or family_of(model_type).config
+
+
+class AutoConfig:
+    """Loads the configuration class that a config.json asks for."""
+
+    def __init__(self) -> None:
+        raise TypeError("AutoConfig is not made; use AutoConfig.from_pretrained(name).")
+
+    @classmethod
+    def for_model(cls, model_type: str, **kwargs: Any) -> PreTrainedConfig:
+        """Make the configuration of a family from its fields; an unknown field is refused."""
+        config_class = _config_class(model_type)
+        config: PreTrainedConfig = config_class.from_dict({}, **kwargs)
+        return config
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
+        """Load config.json; arguments as in PreTrainedConfig.from_pretrained.
+
+        Raises:
+            ConfigError: no `model_type`, or one that is unknown.
+        """
+        _refuse_remote_code(kwargs)
+        data, kwargs = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **kwargs)
+        model_type = data.get("model_type")
+        if model_type is None:
+            model_type = _guess(data, str(pretrained_model_name_or_path))
+        return _config_class(model_type).from_dict(data, **kwargs)
+
+    @classmethod
+    def register(cls, model_type: str, config: type[PreTrainedConfig], exist_ok: bool = False) -> None:
+        """Let AutoConfig load a configuration class of your own.
+
+        Raises:
+            ConfigError: the class has another `model_type`, or the name is taken and `exist_ok` is false.
+        """
+        if config.model_type != model_type:
+            raise ConfigError(f"{config.__name__}.model_type is {config.model_type!r}, but is registered as {model_type!r}.")
+        if model_type in model_types() and not exist_ok:
+            raise ConfigError(f"model_type {model_type!r} is taken. Choose another, or pass exist_ok=True.")
+        _registered[model_type] = config
+
+
+def _guess(data: dict[str, Any], where: str) -> str:
+    """Name the family of a config.json from before `model_type` existed, by its architectures."""
+    for architecture in data.get("architectures") or ():
+        for model_type in _files():
+            if re.sub(r"[-_]", "", model_type) in str(architecture).lower():
+                return model_type
+    raise ConfigError(
+        f"the config.json of {where} has no model_type; known are {', '.join(model_types())}. Add the right one, or "
+        "load with the family's own class."
+    )
+
+
+def _refuse_remote_code(kwargs: dict[str, Any]) -> None:
+    if kwargs.pop("trust_remote_code", False):
+        raise ConfigError("trust_remote_code=True: quintet never runs code from a checkpoint. Leave it out.")
+
+
+class _AutoModel:
+    """Base of the AutoModel classes: the same two constructors for one task."""
+
+    _task: ClassVar[str] = ""
+    _own: ClassVar[dict[type[PreTrainedConfig], type[Any]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        cls._own = {}
+
+    def __init__(self) -> None:
+        name = type(self).__name__
+        raise TypeError(f"{name} is not made; use {name}.from_pretrained(name) or {name}.from_config(config).")
+
+    @classmethod
+    def _class_for(cls, config: PreTrainedConfig) -> type[Any]:
+        if type(config) in cls._own:
+            return cls._own[type(config)]
+        classes = family_of(config.model_type).classes
+        if cls._task not in classes:
+            raise ConfigError(
+                f"{cls.__name__}: the family {config.model_type!r} has no {cls._task} model; it has {', '.join(classes)}."
+            )
+        return classes[cls._task]
+
+    @classmethod
+    def from_config(cls, config: PreTrainedConfig, **kwargs: Any) -> Any:
+        """Make a model with new weights; `attn_implementation` and `dtype` as in from_pretrained."""
+        _refuse_remote_code(kwargs)
+        return cls._class_for(config)._from_config(config, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """Load a checkpoint with the class of its family; arguments as in PreTrainedModel.from_pretrained."""
+        _refuse_remote_code(kwargs)
+        config = kwargs.get("config")
+        if not isinstance(config, PreTrainedConfig):
+            hub = {k: kwargs[k] for k in ("cache_dir", "revision", "local_files_only", "token", "subfolder") if k in kwargs}
+            config = AutoConfig.from_pretrained(config or pretrained_model_name_or_path, **hub)
+        return cls._class_for(config).from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    @classmethod
+    def register(cls, config_class: type[PreTrainedConfig], model_class: type[Any], exist_ok: bool = False) -> None:
+        """Let this class load a model class of your own.
+
+        Raises:
+            ConfigError: the configuration has a model already and `exist_ok` is false.
+        """
+        if config_class in cls._own and not exist_ok:
+            raise ConfigError(f"{cls.__name__} has a model for {config_class.__name__} already. Pass exist_ok=True.")
+        cls._own[config_class] = model_class
+
+
+class AutoModel(_AutoModel):
+    """The model without a head."""
+
+    _task = "base"
+
+
+class AutoModelForCausalLM(_AutoModel):
+    """The model with next-token scores."""
+
+    _task = "causal-lm"
+
+
+AutoModelWithLMHead = AutoModelForCausalLM  # the name before 2020, which old pages print
+
+
+class AutoModelForSequenceClassification(_AutoModel):
+    """The model with scores for a whole text."""
+
+    _task = "sequence-classification"
+
+
+class AutoModelForTokenClassification(_AutoModel):
+    """The model with scores for each token."""
+
+    _task = "token-classification"
+
+
+class AutoModelForQuestionAnswering(_AutoModel):
+    """The model with scores for the start and end of an answer."""
+
+    _task = "question-answering"

@@ -1,0 +1,84 @@
+"""The pair of caches of a decoder with cross-attention, and the one place that accepts every form of cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from quintet.cache.base import Cache
+from quintet.cache.dynamic import DynamicCache
+from quintet.errors import InputError
+
+__all__ = ["EncoderDecoderCache", "as_cache"]
+
+
+class EncoderDecoderCache(Cache):
+    """Keys and values of the tokens, and those of the encoder states, which are computed once.
+
+    Args:
+        self_attention_cache: Cache of the tokens.
+        cross_attention_cache: Cache of the encoder states.
+    """
+
+    def __init__(self, self_attention_cache: Cache, cross_attention_cache: Cache) -> None:
+        self.self_attention_cache = self_attention_cache
+        self.cross_attention_cache = cross_attention_cache
+        self.is_updated: dict[int, bool] = {}
+        if isinstance(cross_attention_cache, DynamicCache):
+            self.is_updated = {i: layer.length > 0 for i, layer in enumerate(cross_attention_cache.layers)}
+
+    def update(
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        layer_idx: int,
+        cache_kwargs: dict[str, Any] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append to the tokens' cache; see Cache.update."""
+        return self.self_attention_cache.update(key_states, value_states, layer_idx, cache_kwargs)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Number of tokens in the tokens' cache."""
+        return self.self_attention_cache.get_seq_length(layer_idx)
+
+    def crop(self, max_length: int) -> None:
+        """Crop the tokens; the encoder states stay whole."""
+        self.self_attention_cache.crop(max_length)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """See Cache.batch_select_indices."""
+        self.self_attention_cache.batch_select_indices(indices)
+        self.cross_attention_cache.batch_select_indices(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """See Cache.batch_repeat_interleave."""
+        self.self_attention_cache.batch_repeat_interleave(repeats)
+        self.cross_attention_cache.batch_repeat_interleave(repeats)
+
+    def reset(self) -> None:
+        """See Cache.reset."""
+        self.self_attention_cache.reset()
+        self.cross_attention_cache.reset()
+        self.is_updated.clear()
+
+
+def as_cache(past_key_values: Any) -> Cache | None:
+    """Return a Cache for any accepted form of `past_key_values`: None, a Cache, or the tuple form.
+
+    Raises:
+        InputError: it is none of these.
+    """
+    if past_key_values is None or isinstance(past_key_values, Cache):
+        return past_key_values
+    if isinstance(past_key_values, (tuple, list)):
+        pairs = all(isinstance(p, (tuple, list)) and len(p) in (2, 4) for p in past_key_values)
+        if pairs and all(isinstance(t, torch.Tensor) and t.dim() == 4 for p in past_key_values for t in p):
+            tokens = DynamicCache([(p[0], p[1]) for p in past_key_values])
+            if past_key_values and len(past_key_values[0]) == 4:  # (keys, values, encoder keys, encoder values)
+                return EncoderDecoderCache(tokens, DynamicCache([(p[2], p[3]) for p in past_key_values]))
+            return tokens
+    raise InputError(
+        f"past_key_values is a {type(past_key_values).__name__}, but must be a Cache (DynamicCache, ...) or a tuple "
+        "with one pair of (rows, heads, tokens, head size) tensors per layer."
+    )

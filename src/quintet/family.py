@@ -1,0 +1,49 @@
+"""The record that describes a family to the rest of the library: data only, no torch, no code paths.
+
+`auto`, the loader, the command line and the shared tests read it; nothing else needs to know that a family exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["Family", "KeyRules"]
+
+
+@dataclass(frozen=True)
+class KeyRules:
+    """How the tensor names of published checkpoints become parameter names, as data.
+
+    Args:
+        drop: Regular expressions of names that hold no weights (mask buffers of old releases).
+        rename: Pairs (regular expression, replacement), applied in order.
+        keep_float32: Regular expressions of parameters that stay float32 when the model is loaded in a 16-bit type.
+    """
+
+    drop: tuple[str, ...] = ()
+    rename: tuple[tuple[str, str], ...] = ()
+    keep_float32: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family of models.
+
+    Args:
+        model_type: The `model_type` of its config.json.
+        config: Its configuration class.
+        classes: Model class by task: "base", "causal-lm", "sequence-classification", "token-classification",
+            "question-answering", "double-heads".
+        tokenizer: Name of its tokenizer class in `quintet.tokenizers`.
+        tiny: Makes a configuration small enough for tests; keywords override.
+        key_rules: How its published tensor names are read.
+    """
+
+    model_type: str
+    config: type[Any]
+    classes: Mapping[str, type[Any]]
+    tokenizer: str
+    tiny: Callable[..., Any]
+    key_rules: KeyRules = field(default_factory=KeyRules)

@@ -1,0 +1,42 @@
+"""GPT-1 and GPT-2's linear layer, whose weight is stored (in, out)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+__all__ = ["Conv1D"]
+
+
+class Conv1D(nn.Module):
+    """`y = x @ weight + bias` with `weight` of shape (nx, nf), the layout of the published checkpoints.
+
+    Args:
+        nf: Output features.
+        nx: Input features.
+    """
+
+    def __init__(self, nf: int, nx: int) -> None:
+        super().__init__()
+        self.nf = nf
+        self.nx = nx
+        self.weight = nn.Parameter(torch.empty(nx, nf))
+        self.bias = nn.Parameter(torch.zeros(nf))
+        if self.weight.device.type != "meta":
+            nn.init.normal_(self.weight, std=0.02)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (..., nx) to (..., nf)."""
+        return nn.functional.linear(x, self.weight.t(), self.bias)
+
+    def select(self, index: torch.Tensor, dim: int) -> None:
+        """Keep the inputs (`dim` 0) or outputs (`dim` 1) at `index`, in place."""
+        index = index.to(self.weight.device)
+        self.weight = nn.Parameter(self.weight.detach().index_select(dim, index), self.weight.requires_grad)
+        if dim == 1:
+            self.bias = nn.Parameter(self.bias.detach().index_select(0, index), self.bias.requires_grad)
+        self.nx, self.nf = self.weight.shape
+
+    def extra_repr(self) -> str:
+        """Sizes, for print(model)."""
+        return f"nf={self.nf}, nx={self.nx}"
