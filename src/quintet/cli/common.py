@@ -28,6 +28,7 @@ __all__ = [
     "positive_float",
     "positive_int",
     "print_json",
+    "print_table",
     "printable",
     "set_threads",
     "show_progress",
@@ -186,3 +187,10 @@ def one_line(text: str) -> str:
 def print_json(record: Mapping[str, Any]) -> None:
     """Print `record` as one line of JSON on stdout and flush it, so that a reader of the pipe has it at once."""
     print(json.dumps(record, ensure_ascii=False, allow_nan=False), flush=True)
+
+
+def print_table(rows: Sequence[tuple[str, str]]) -> None:
+    """Print pairs of a name and a value, the values under each other."""
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{style(f'{name:<{width}}', 'bold', sys.stdout)}  {one_line(value)}")

@@ -1,0 +1,160 @@
+"""`quintet info`: what a model is, from its configuration and the headers of its weight files; no weights are read."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from quintet.cli.common import add_examples, add_json, print_json, print_table
+from quintet.errors import HubError, QuintetError
+
+__all__ = ["add_arguments", "describe", "run"]
+
+MIB = 2**20
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.usage = "%(prog)s MODEL [options]"
+    add_examples(
+        parser,
+        "quintet info storyteller",
+        "quintet info ./my-gpt2 --json",
+        "quintet info openai-community/gpt2 --revision main",
+    )
+    parser.add_argument("model", metavar="MODEL", help="a folder, a name on the hub, or storyteller")
+    parser.add_argument("--revision", help="branch, tag or commit of a model that is loaded by name")
+    add_json(parser, "everything")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Describe the model and print it."""
+    facts = describe(args.model, revision=args.revision)
+    if args.json:
+        print_json(facts)
+    else:
+        print_table(_rows(facts))
+    return 0
+
+
+def describe(model: str, *, revision: str | None = None) -> dict[str, Any]:
+    """Return what `quintet info` prints. Imports torch.
+
+    Raises:
+        HubError: there is no such model.
+        ConfigError: its configuration is not usable.
+        CheckpointError: the header of a weight file is not sound.
+    """
+    import torch
+
+    from quintet.auto import AutoConfig, AutoModelForCausalLM
+    from quintet.hub import resolve_folder
+
+    folder = resolve_folder(model, revision=revision, files=("*.json", "*.txt"))
+    config = AutoConfig.from_pretrained(folder)
+    with torch.device("meta"):  # shapes only
+        network = AutoModelForCausalLM.from_config(config)
+    parameters = network.num_parameters()
+    kv_values = _kv_values_per_token(config)
+    context = getattr(config, "max_position_embeddings", None)
+    return {
+        "model": model,
+        "folder": str(folder),
+        "family": config.model_type,
+        "architectures": config.architectures or [],
+        "layers": config.num_hidden_layers,
+        "heads": config.num_attention_heads,
+        "kv_heads": getattr(config, "num_key_value_heads", config.num_attention_heads),
+        "width": config.hidden_size,
+        "vocabulary": config.vocab_size,
+        "context": context,
+        "parameters": parameters,
+        "parameters_without_embeddings": network.num_parameters(exclude_embeddings=True),
+        "memory_mib": {name: round(parameters * size / MIB, 1) for name, size in BYTES.items()},
+        "kv_cache_bytes_per_token": {name: kv_values * size for name, size in BYTES.items()},
+        "kv_cache_full_mib": {
+            name: round(kv_values * size * context / MIB, 1) if context else None for name, size in BYTES.items()
+        },
+        "weights": _weights(folder),
+        "tokenizer": _tokenizer(folder),
+    }
+
+
+def _kv_values_per_token(config: Any) -> int:
+    """Numbers that the cache holds for one token of one row: a key and a value for each layer and key-value head."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * head_dim)
+
+
+def _weights(folder: Path) -> dict[str, Any] | None:
+    """Files, bytes and number formats of the stored tensors; None where only the configuration is here."""
+    from quintet.checkpoint import TensorFile, find_weights
+
+    try:
+        files = find_weights(folder)
+    except HubError:
+        return None
+    tensors = [info for path in files for info in TensorFile.open(path).header.tensors.values()]
+    stored: dict[str, int] = {}
+    for info in tensors:
+        stored[info.dtype] = stored.get(info.dtype, 0) + info.end - info.begin
+    return {
+        "files": [path.name for path in files],
+        "tensors": len(tensors),
+        "mib": round(sum(stored.values()) / MIB, 1),
+        "mib_by_dtype": {dtype: round(size / MIB, 1) for dtype, size in sorted(stored.items())},
+    }
+
+
+def _tokenizer(folder: Path) -> dict[str, Any] | None:
+    """Class and size of the tokenizer; None where there is none, the reason where it cannot be read."""
+    from quintet.tokenizers.auto import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except HubError:
+        return None
+    except QuintetError as error:
+        return {"error": str(error)}
+    return {"class": type(tokenizer).__name__, "tokens": len(tokenizer)}
+
+
+def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """The facts as lines of a table."""
+    weights, tokenizer, context = facts["weights"], facts["tokenizer"], facts["context"]
+    heads = f"{facts['heads']} heads"
+    if facts["kv_heads"] != facts["heads"]:
+        heads += f" ({facts['kv_heads']} of keys and values)"
+    per_token, full = facts["kv_cache_bytes_per_token"], facts["kv_cache_full_mib"]
+    rows = [
+        ("model", facts["model"]),
+        ("folder", facts["folder"]),
+        ("family", " ".join([facts["family"], *(f"({name})" for name in facts["architectures"][:1])])),
+        ("shape", f"{facts['layers']} layers, {heads}, width {facts['width']}"),
+        ("context", f"{context:,} tokens" if context else "not bounded by the configuration"),
+        ("vocabulary", f"{facts['vocabulary']:,} tokens"),
+        (
+            "parameters",
+            f"{facts['parameters']:,} ({facts['parameters_without_embeddings']:,} without the embeddings)",
+        ),
+        ("memory", ", ".join(f"{name} {size:,.1f} MiB" for name, size in facts["memory_mib"].items())),
+        ("KV cache", ", ".join(f"{name} {size / 1024:,.1f} KiB a token" for name, size in per_token.items())),
+    ]
+    if context:
+        rows.append(("  full", ", ".join(f"{name} {size:,.1f} MiB" for name, size in full.items())))
+    if weights:
+        by_dtype = ", ".join(f"{dtype} {size:,.1f} MiB" for dtype, size in weights["mib_by_dtype"].items())
+        files = weights["files"][0] if len(weights["files"]) == 1 else f"{len(weights['files'])} files"
+        rows.append(("weights", f"{weights['tensors']} tensors in {files}: {by_dtype}"))
+    else:
+        rows.append(("weights", "not here, only the configuration"))
+    if tokenizer is None:
+        rows.append(("tokenizer", "none"))
+    elif "error" in tokenizer:
+        rows.append(("tokenizer", f"cannot be read: {tokenizer['error']}"))
+    else:
+        rows.append(("tokenizer", f"{tokenizer['class']}, {tokenizer['tokens']:,} tokens"))
+    return rows
