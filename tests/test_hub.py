@@ -438,8 +438,8 @@ def test_upload_refused_offline_or_by_the_hub(api: type[FakeApi], monkeypatch: p
 # --- safe_join --------------------------------------------------------------------------------------------------------
 
 BAD_NAMES = [
-    "../x", "..", ".", "", "/etc/passwd", "a/b", "a\\b", "..\\x", "x\0y", "x\n", "C:evil", "file:stream", "NUL", "con.txt",
-    "/dev/zero", "COM1.safetensors", "x" * 256, "\ud800", "é" * 128, 3, None, ["a"],
+    "../x", "..", ".", "", "/etc/passwd", "a/b", "a\\b", "..\\x", "x\0y", "x\n", "C:evil", "file:stream", "NUL",
+    "con.txt", "/dev/zero", "COM1.safetensors", "x" * 256, "\ud800", "é" * 128, 3, None, ["a"],
 ]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 from pathlib import Path
@@ -53,7 +54,7 @@ BAD_FILES: dict[str, tuple[bytes, str]] = {
     "bad utf-8": (make(b'{"\xff": 1}'), "is not UTF-8 text \\(byte 2\\)"),
     "deep": (make(b'{"a":' * 100_000), "nested too deeply"),
     "duplicate tensor": (
-        make(b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}', b"x"),
+        make(b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{}}', b"x"),
         "gives the key 'a' twice",
     ),
     "duplicate field": (
@@ -232,10 +233,8 @@ def test_random_headers_never_crash(tmp_path: Path, header: dict[str, Any], data
 @given(st.binary(max_size=200))
 @example(b"{}")
 def test_random_header_bytes_never_crash(data: bytes) -> None:
-    try:
+    with contextlib.suppress(CheckpointError):
         parse_header(data, 0, "f")
-    except CheckpointError:
-        pass
 
 
 tensors_of_any_kind = st.dictionaries(
