@@ -21,7 +21,7 @@ __all__ = [
     "DTYPES",
     "add_examples",
     "add_json",
-    "add_model_options",
+    "add_machine_options",
     "choose_device",
     "fraction",
     "one_line",
@@ -83,12 +83,11 @@ def add_json(parser: argparse._ActionsContainer, what: str = "the result") -> No
     parser.add_argument("--json", action="store_true", help=f"print {what} as one line of JSON")
 
 
-def add_model_options(parser: argparse._ActionsContainer) -> None:
-    """Add the options of every command that loads a model: dtype, device, threads, revision."""
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="number format (default: as stored)")
+def add_machine_options(parser: argparse._ActionsContainer) -> None:
+    """Add the options of every command that runs a model: device, threads, revision."""
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
     parser.add_argument("--threads", type=positive_int, metavar="N", help="CPU threads (default: torch's choice)")
-    parser.add_argument("--revision", help="branch, tag or commit of a model that is loaded by name")
+    parser.add_argument("--revision", metavar="R", help="branch, tag or commit of a model that is loaded by name")
 
 
 def positive_int(text: str) -> int:

@@ -15,7 +15,7 @@ from quintet.cli.common import (
     DTYPES,
     add_examples,
     add_json,
-    add_model_options,
+    add_machine_options,
     choose_device,
     fraction,
     positive_float,
@@ -82,7 +82,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed", type=whole_number, metavar="N", help="for the same text again (default: a new one, shown at the end)"
     )
     machine = parser.add_argument_group("machine and output")
-    add_model_options(machine)
+    machine.add_argument("--dtype", choices=DTYPES, default="auto", help="number format (default: as stored)")
+    add_machine_options(machine)
     add_json(machine, "prompt, text, tokens, seconds, tok_s, finish_reason and seed")
     machine.add_argument("--no-stream", action="store_true", help="print the text at the end, all at once")
 
