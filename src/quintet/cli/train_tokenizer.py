@@ -7,17 +7,16 @@ import sys
 import time
 from pathlib import Path
 
-EXAMPLES = """\
-examples:
-  quintet train-tokenizer book.txt --vocab-size 4096 --output my-tokenizer
-  quintet train-tokenizer books/*.txt --vocab-size 8192 --special-token '<|endoftext|>' --special-token '<|pad|>' --output out
-"""
+from quintet.cli.common import add_examples, show_progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.epilog = EXAMPLES
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add_examples(
+        parser,
+        "quintet train-tokenizer book.txt --vocab-size 4096 --output my-tokenizer",
+        "quintet train-tokenizer books/*.txt --vocab-size 8192 --special-token '<|end|>' --output out",
+    )
     parser.add_argument("files", nargs="+", metavar="FILE", help="UTF-8 text files to learn from")
     parser.add_argument("--vocab-size", type=int, default=4096, metavar="N", help="tokens in all (default: 4096)")
     parser.add_argument("--output", "-o", required=True, metavar="DIR", help="folder for tokenizer.json and its config")
@@ -25,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--special-token",
         action="append",
         metavar="TOKEN",
-        help="a special token, may be given several times; the first one begins and ends texts (default: <|endoftext|>)",
+        help="may be given several times; the first one begins and ends texts (default: <|endoftext|>)",
     )
     parser.add_argument(
         "--min-frequency", type=int, default=2, metavar="N", help="pairs seen less often are not merged (default: 2)"
@@ -47,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         special_tokens=special_tokens,
         min_frequency=args.min_frequency,
         model_max_length=args.model_max_length,
-        show_progress=sys.stderr.isatty(),
+        show_progress=show_progress(),
         output=args.output,
     )
     size = tokenizer.get_vocab_size()

@@ -17,7 +17,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from quintet.errors import TokenizerError
-from quintet.tokenizers.files import write_text
+from quintet.hub import StagedFiles
 
 __all__ = ["MAX_VOCAB_SIZE", "read_pieces", "save_bpe", "train_bpe", "train_bpe_from_iterator"]
 
@@ -134,10 +134,11 @@ def save_bpe(
     if model_max_length is not None:
         config["model_max_length"] = model_max_length
     config["tokenizer_class"] = "GPT2Tokenizer" if special_tokens else "PreTrainedTokenizerFast"
-    config_path, vocab_path = target / "tokenizer_config.json", target / "tokenizer.json"
-    write_text(vocab_path, tokenizer.to_str(pretty=True) + "\n")
-    write_text(config_path, json.dumps(dict(sorted(config.items())), indent=2, ensure_ascii=False) + "\n")
-    return [vocab_path, config_path]
+    with StagedFiles(target) as staged:
+        staged.write_text("tokenizer.json", tokenizer.to_str(pretty=True) + "\n")
+        staged.write_text("tokenizer_config.json", json.dumps(dict(sorted(config.items())), indent=2) + "\n")
+        staged.commit()
+    return [target / "tokenizer.json", target / "tokenizer_config.json"]
 
 
 def read_pieces(path: str | os.PathLike[str], chunk_bytes: int = CHUNK_BYTES) -> Iterator[str]:

@@ -1,0 +1,314 @@
+"""The `tokenizers` library's object: made from files that nobody vouches for, and shared between threads.
+
+The library keeps padding, truncation and a few other options as state of its object, and changing them while another
+thread encodes fails ("Already borrowed") or gives that thread the wrong lengths. `EngineGuard` makes that safe.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+from quintet.errors import QuintetError, TokenizerError
+from quintet.hub import open_regular, read_json
+
+__all__ = [
+    "EncodeState",
+    "EngineGuard",
+    "byte_level_engine",
+    "byte_level_pre_tokenizer",
+    "byte_values",
+    "check_ids",
+    "ids_are_dense",
+    "is_byte_level",
+    "load_tokenizer_json",
+    "set_prefix_space",
+]
+
+FILE_LIMIT = 256 * 1024 * 1024  # the largest published tokenizer.json is about 35 MB
+
+
+@dataclass(frozen=True)
+class EncodeState:
+    """Everything that one encoding call needs from the engine's changeable state.
+
+    Args:
+        truncation: (max_length, stride, strategy, direction), or None.
+        padding: (length or None, direction, pad id, pad token, pad type id, multiple), or None.
+        split_special_tokens: Encode special tokens in the text as ordinary text.
+        prefix_space: What the byte-level pre-tokenizer's `add_prefix_space` must be; None leaves it.
+    """
+
+    truncation: tuple[int, int, str, str] | None = None
+    padding: tuple[int | None, str, int, str, int, int | None] | None = None
+    split_special_tokens: bool = False
+    prefix_space: bool | None = None
+
+    def apply(self, engine: Tokenizer) -> bool | None:
+        """Bring `engine` into this state; returns the pre-tokenizer's `add_prefix_space` to go back to, or None."""
+        if self.truncation is None:
+            if engine.truncation is not None:
+                engine.no_truncation()
+        else:
+            max_length, stride, strategy, direction = self.truncation
+            engine.enable_truncation(max_length, stride=stride, strategy=strategy, direction=direction)
+        if self.padding is None:
+            if engine.padding is not None:
+                engine.no_padding()
+        else:
+            length, direction, pad_id, pad_token, pad_type_id, multiple = self.padding
+            engine.enable_padding(
+                length=length,
+                direction=direction,
+                pad_id=pad_id,
+                pad_token=pad_token,
+                pad_type_id=pad_type_id,
+                pad_to_multiple_of=multiple,
+            )
+        if engine.encode_special_tokens != self.split_special_tokens:
+            engine.encode_special_tokens = self.split_special_tokens
+        if self.prefix_space is None:
+            return None
+        return set_prefix_space(engine, self.prefix_space)
+
+
+class EngineGuard:
+    """Lets calls that want the same `EncodeState` run side by side, and makes any other call wait for its turn."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._state: EncodeState | None = None
+        self._users = 0
+        self._prefix_space: bool | None = None  # what the last user restores
+
+    @contextmanager
+    def encoding(self, engine: Tokenizer, state: EncodeState) -> Iterator[None]:
+        """Hold `engine` in `state` for the length of the block."""
+        with self._condition:
+            while self._users and self._state != state:
+                self._condition.wait()
+            if not self._users:
+                # Applied anew each time, not only when it differs from the last one: people may have changed
+                # `backend_tokenizer` directly, and the comparison inside is cheap.
+                self._state = None
+                self._prefix_space = state.apply(engine)
+                self._state = state
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._users -= 1
+                if not self._users:
+                    if self._prefix_space is not None:
+                        set_prefix_space(engine, self._prefix_space)
+                    self._condition.notify_all()
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Hold the engine alone, to add tokens or change its parts."""
+        with self._condition:
+            while self._users:
+                self._condition.wait()
+            self._state = None
+            yield
+
+    def __reduce__(self) -> tuple[type[EngineGuard], tuple[()]]:
+        return EngineGuard, ()  # locks can be neither copied nor pickled, and a copy has its own engine
+
+
+# --- made from files --------------------------------------------------------------------------------------------------
+
+
+def load_tokenizer_json(path: Path) -> Tokenizer:
+    """Load a `tokenizer.json`.
+
+    Raises:
+        TokenizerError: It is not there, too large, not a regular file, or not what the `tokenizers` library reads.
+    """
+    text = _read_text(path, "tokenizer.json")
+    try:
+        engine = Tokenizer.from_str(text)
+    except BaseException as cause:
+        if not _is_engine_fault(cause):
+            raise
+        raise TokenizerError(
+            f"'{path}' is not a usable tokenizer.json: {str(cause)[:300]}. The file is damaged, or was written by a "
+            "newer version of the 'tokenizers' package: get the file again or upgrade that package."
+        ) from cause
+    check_ids(engine, path)
+    return engine
+
+
+def byte_level_engine(vocab_file: Path, merges_file: Path, *, add_prefix_space: bool = False) -> Tokenizer:
+    """Make GPT-2's byte-level BPE from its published pair of files, `vocab.json` and `merges.txt`.
+
+    Raises:
+        TokenizerError: A file is missing, too large or damaged; a merge names a token that is not in the vocabulary;
+            two tokens have one id.
+    """
+    for path, what in ((vocab_file, "vocab.json"), (merges_file, "merges.txt")):
+        _check_file(path, what)
+    try:
+        model = models.BPE.from_file(str(vocab_file), str(merges_file))
+    except BaseException as cause:
+        if not _is_engine_fault(cause):
+            raise
+        raise TokenizerError(_explain_bpe_files(vocab_file, merges_file, cause)) from cause
+    engine = Tokenizer(model)
+    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
+    engine.decoder = decoders.ByteLevel()
+    engine.post_processor = processors.ByteLevel(trim_offsets=False)
+    check_ids(engine, vocab_file)
+    return engine
+
+
+def check_ids(engine: Tokenizer, path: Path) -> None:
+    """Raise TokenizerError when two tokens of `engine` have the same id, or an id is far outside the vocabulary."""
+    if ids_are_dense(engine):
+        return
+    vocabulary = engine.get_vocab(with_added_tokens=True)
+    ids = set(vocabulary.values())
+    if len(ids) != len(vocabulary):
+        seen: dict[int, str] = {}
+        for token, index in sorted(vocabulary.items()):
+            if index in seen:
+                raise TokenizerError(
+                    f"'{path}' gives the id {index} to two tokens, {seen[index]!r} and {token!r}. "
+                    "The file is damaged; get it again."
+                )
+            seen[index] = token
+    if max(ids) >= 2**31:
+        raise TokenizerError(f"'{path}' uses the id {max(ids)}, but ids must be below {2**31}. The file is damaged.")
+
+
+def ids_are_dense(engine: Tokenizer) -> bool:
+    """Whether the ids are exactly 0, 1, ..., size - 1, each of one token. Several times as fast as `get_vocab`."""
+    size = engine.get_vocab_size(with_added_tokens=True)
+    return None not in map(engine.id_to_token, range(size))
+
+
+def _is_engine_fault(error: BaseException) -> bool:
+    """Whether `error` comes from the Rust library; its panics derive from BaseException only."""
+    return not isinstance(error, (QuintetError, MemoryError)) and (
+        isinstance(error, Exception) or type(error).__name__ == "PanicException"
+    )
+
+
+def _check_file(path: Path, what: str) -> int:
+    """Return the size of a regular file that is not too large."""
+    import os
+
+    if not path.exists():
+        folder = path.parent
+        there = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+        raise TokenizerError(
+            f"There is no {what} at '{path}'. The folder holds: {', '.join(there[:12]) or 'nothing'}. "
+            "A tokenizer needs tokenizer.json, or vocab.json and merges.txt."
+        )
+    descriptor = open_regular(path, TokenizerError)
+    try:
+        size = os.fstat(descriptor).st_size
+    finally:
+        os.close(descriptor)
+    if size == 0:
+        raise TokenizerError(f"'{path}' is empty. The file is damaged; get it again.")
+    if size > FILE_LIMIT:
+        raise TokenizerError(
+            f"'{path}' has {size:,} bytes; a {what} of more than {FILE_LIMIT:,} is refused. Is it the right file?"
+        )
+    return size
+
+
+def _read_text(path: Path, what: str) -> str:
+    _check_file(path, what)
+    try:
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as cause:
+        raise TokenizerError(
+            f"'{path}' is not UTF-8 text (byte {cause.start}). The file is damaged; get it again."
+        ) from cause
+
+
+def _explain_bpe_files(vocab_file: Path, merges_file: Path, cause: BaseException) -> str:
+    """Find in Python what the Rust library could not read, and say where."""
+    vocabulary = read_json(vocab_file, limit=FILE_LIMIT, error=TokenizerError)
+    for token, index in vocabulary.items():
+        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < 2**31:
+            return (
+                f"'{vocab_file}' gives the token {token!r} the id {index!r}, but ids are integers from 0 on. "
+                "The file is damaged, or not a vocab.json; get it again."
+            )
+    for number, line in enumerate(_read_text(merges_file, "merges.txt").split("\n"), start=1):
+        if line.startswith("#version") or not line.strip():
+            continue
+        pair = line.rstrip("\r").split(" ")
+        if len(pair) != 2:
+            return f"'{merges_file}', line {number}: {line[:60]!r} is not two tokens with one space between them."
+        for token in (*pair, "".join(pair)):
+            if token not in vocabulary:
+                return (
+                    f"'{merges_file}', line {number} names the token {token!r}, which is not in '{vocab_file}'. "
+                    "The two files do not belong together; get both from the same place."
+                )
+    return f"'{vocab_file}' and '{merges_file}' are not usable: {str(cause)[:300]}. Get them again."
+
+
+# --- byte-level BPE ---------------------------------------------------------------------------------------------------
+
+
+def byte_level_pre_tokenizer(engine: Tokenizer) -> Any | None:
+    """Return the engine's own ByteLevel pre-tokenizer (changing it changes the engine), or None."""
+    found = engine.pre_tokenizer
+    if isinstance(found, pre_tokenizers.Sequence):
+        steps: Iterable[Any] = found  # type: ignore[assignment]  # it can be iterated, its type stub does not say so
+        parts = [part for part in steps if isinstance(part, pre_tokenizers.ByteLevel)]
+        return parts[0] if parts else None
+    return found if isinstance(found, pre_tokenizers.ByteLevel) else None
+
+
+def set_prefix_space(engine: Tokenizer, value: bool) -> bool | None:
+    """Set `add_prefix_space` of the engine's ByteLevel pre-tokenizer; returns what it was if that differs, else None.
+
+    Raises:
+        TokenizerError: True was asked for and there is no such pre-tokenizer.
+    """
+    byte_level = byte_level_pre_tokenizer(engine)
+    if byte_level is None:
+        if value:
+            raise TokenizerError(
+                "add_prefix_space=True works only with a byte-level pre-tokenizer, which this tokenizer does not have. "
+                "Put the space into the text."
+            )
+        return None
+    before = bool(byte_level.add_prefix_space)
+    if before == value:
+        return None
+    byte_level.add_prefix_space = value
+    return before
+
+
+def is_byte_level(engine: Tokenizer) -> bool:
+    """Whether the tokens are bytes written as printable characters, so that decoding is joining bytes."""
+    return isinstance(engine.decoder, decoders.ByteLevel)
+
+
+@cache
+def byte_values() -> dict[str, int]:
+    """The byte that each of the 256 printable characters of a byte-level vocabulary stands for.
+
+    Source: the GPT-2 release. Printable Latin-1 characters stand for themselves; the other bytes, in order, for the
+    characters from U+0100 on.
+    """
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    table = {chr(byte): byte for byte in plain}
+    others = [byte for byte in range(256) if byte not in set(plain)]
+    table.update({chr(256 + number): byte for number, byte in enumerate(others)})
+    return table
