@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 import quintet.models
-from quintet.config import PreTrainedConfig
+from quintet.config import HUB_KEYS, PreTrainedConfig
 from quintet.errors import ConfigError, suggest
 from quintet.family import Family
 
@@ -99,7 +99,9 @@ class AutoConfig:
             ConfigError: the class has another `model_type`, or the name is taken and `exist_ok` is false.
         """
         if config.model_type != model_type:
-            raise ConfigError(f"{config.__name__}.model_type is {config.model_type!r}, but is registered as {model_type!r}.")
+            raise ConfigError(
+                f"{config.__name__} has model_type {config.model_type!r}, not {model_type!r}. Use its own."
+            )
         if model_type in model_types() and not exist_ok:
             raise ConfigError(f"model_type {model_type!r} is taken. Choose another, or pass exist_ok=True.")
         _registered[model_type] = config
@@ -142,7 +144,7 @@ class _AutoModel:
         classes = family_of(config.model_type).classes
         if cls._task not in classes:
             raise ConfigError(
-                f"{cls.__name__}: the family {config.model_type!r} has no {cls._task} model; it has {', '.join(classes)}."
+                f"{cls.__name__}: the family {config.model_type!r} has no {cls._task} model, only {', '.join(classes)}."
             )
         return classes[cls._task]
 
@@ -158,7 +160,7 @@ class _AutoModel:
         _refuse_remote_code(kwargs)
         config = kwargs.get("config")
         if not isinstance(config, PreTrainedConfig):
-            hub = {k: kwargs[k] for k in ("cache_dir", "revision", "local_files_only", "token", "subfolder") if k in kwargs}
+            hub = {key: kwargs[key] for key in HUB_KEYS if key in kwargs}
             config = AutoConfig.from_pretrained(config or pretrained_model_name_or_path, **hub)
         return cls._class_for(config).from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 

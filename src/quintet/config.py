@@ -82,7 +82,11 @@ class Number(Rule):
             if self.minimum <= value <= self.maximum:
                 return None
         limit = "" if math.isinf(self.maximum) else f" to {self.maximum:g}"
-        return f"a finite number from {self.minimum:g}{limit}" if limit else f"a finite number of at least {self.minimum:g}"
+        return (
+            f"a finite number from {self.minimum:g}{limit}"
+            if limit
+            else f"a finite number of at least {self.minimum:g}"
+        )
 
 
 @dataclass(frozen=True)

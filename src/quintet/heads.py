@@ -39,12 +39,17 @@ def keep_logits(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor)
 
 def check_labels(labels: torch.Tensor, classes: int, what: str = "labels") -> None:
     """Raise InputError when a label is neither -100 nor from 0 to `classes` - 1 (checked where looking is free)."""
-    if torch.compiler.is_compiling() or labels.device.type != "cpu" or labels.is_floating_point() or labels.numel() == 0:
+    if (
+        torch.compiler.is_compiling()
+        or labels.device.type != "cpu"
+        or labels.is_floating_point()
+        or labels.numel() == 0
+    ):
         return
     wrong = (labels != IGNORE_INDEX) & ((labels < 0) | (labels >= classes))
     if bool(wrong.any()):
         raise InputError(
-            f"{what} holds {int(labels[wrong][0])}, but must be from 0 to {classes - 1}, or {IGNORE_INDEX} to be ignored."
+            f"{what} holds {int(labels[wrong][0])}; allowed are 0 to {classes - 1}, and {IGNORE_INDEX} to be ignored."
         )
 
 
@@ -68,8 +73,8 @@ def causal_lm_loss(
     """
     if tuple(labels.shape) != tuple(logits.shape[:-1]):
         raise InputError(
-            f"labels have shape {tuple(labels.shape)} and the logits are for {tuple(logits.shape[:-1])} tokens. Give one "
-            "label for each token (they are shifted inside), and do not cut the logits with logits_to_keep."
+            f"labels have shape {tuple(labels.shape)} and the logits are for {tuple(logits.shape[:-1])} tokens. Give "
+            "one label for each token (they are shifted inside), and do not cut the logits with logits_to_keep."
         )
     check_labels(labels, vocab_size)
     labels = F.pad(labels.to(logits.device), (0, 1), value=IGNORE_INDEX)[..., 1:].reshape(-1)  # (... * T,)
@@ -80,9 +85,7 @@ def causal_lm_loss(
     return total / num_items_in_batch
 
 
-def last_token_logits(
-    logits: torch.Tensor, input_ids: torch.Tensor | None, pad_token_id: int | None
-) -> torch.Tensor:
+def last_token_logits(logits: torch.Tensor, input_ids: torch.Tensor | None, pad_token_id: int | None) -> torch.Tensor:
     """Pick each row's logits (B, T, L) at its last token that is not padding; returns (B, L).
 
     Without `input_ids` (embeddings were given) or without a padding token in a single row, the last position counts.
@@ -103,9 +106,7 @@ def last_token_logits(
     return logits[torch.arange(rows, device=logits.device), last]
 
 
-def sequence_classification_loss(
-    config: PreTrainedConfig, logits: torch.Tensor, labels: torch.Tensor
-) -> torch.Tensor:
+def sequence_classification_loss(config: PreTrainedConfig, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Loss of (B, L) scores: mean square for "regression", cross-entropy for "single_label_classification", binary
     cross-entropy for "multi_label_classification". When `config.problem_type` is None it is found from the number and
     type of the labels and remembered there, as the reference does."""

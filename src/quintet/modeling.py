@@ -1,17 +1,18 @@
-"""The base of every model: making, initialising, tying, resizing, loading and saving."""
+"""The base of every model: making, initialising, tying, pruning; its two halves load and save, and resize."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import nn
 
+from quintet.checkpoint.options import parse_dtype
 from quintet.checkpoint.pretrained import LoadSave
 from quintet.config import PreTrainedConfig
 from quintet.errors import ConfigError, InputError
-from quintet.family import KeyRules
 from quintet.generation import GenerationConfig
 from quintet.layers.attention import check_backend
 from quintet.layers.conv1d import Conv1D
@@ -20,6 +21,7 @@ from quintet.outputs import ModelOutput
 __all__ = ["PreTrainedModel"]
 
 OutputT = TypeVar("OutputT", bound=ModelOutput)
+ModelT = TypeVar("ModelT", bound="PreTrainedModel")
 
 
 class PreTrainedModel(LoadSave):
@@ -32,13 +34,8 @@ class PreTrainedModel(LoadSave):
         ConfigError: the configuration is of another class, or holds a value that is not allowed.
     """
 
-    config_class: ClassVar[type[PreTrainedConfig]] = PreTrainedConfig
-    base_model_prefix: ClassVar[str] = ""
     main_input_name: ClassVar[str] = "input_ids"
     supports_gradient_checkpointing: ClassVar[bool] = True
-    key_rules: ClassVar[KeyRules] = KeyRules()
-    # parameter -> the parameter it shares memory with when config.tie_word_embeddings is true
-    _tied_weights_keys: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
@@ -61,8 +58,27 @@ class PreTrainedModel(LoadSave):
 
     # -- making ------------------------------------------------------------------------------------------------
 
+    @classmethod
+    def _from_config(
+        cls: type[ModelT],
+        config: PreTrainedConfig,
+        *,
+        attn_implementation: str | None = None,
+        dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+    ) -> ModelT:
+        """Make a model with new weights from a copy of `config`; `torch_dtype` is the older name of `dtype`."""
+        config = copy.deepcopy(config)
+        if attn_implementation is not None:
+            config._attn_implementation = check_backend(attn_implementation)
+        wanted = parse_dtype(dtype if dtype is not None else torch_dtype)
+        model = cls(config)
+        return model if wanted is None else model.to(wanted)
+
     def post_init(self) -> None:
-        """Initialise and tie the weights; the last line of every head's `__init__`."""
+        """Prune, initialise and tie; the last line of every `__init__`."""
+        if self.base_model is self and self.config.pruned_heads:
+            self._prune_heads({layer: set(heads) for layer, heads in self.config.pruned_heads.items()})
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -97,6 +113,37 @@ class PreTrainedModel(LoadSave):
             owner, attribute = name.rsplit(".", 1)
             setattr(self.get_submodule(owner), attribute, self.get_parameter(source))
 
+    def prune_heads(self, heads_to_prune: Mapping[int, Iterable[int]]) -> None:
+        """Remove attention heads for good.
+
+        Args:
+            heads_to_prune: Heads by layer, counted as in the unpruned model; `{1: [0, 2]}` removes two of layer 1.
+
+        Raises:
+            InputError: a layer or head that does not exist, or all heads of a layer; the model is then as it was.
+        """
+        layers, heads = self.config.num_hidden_layers, self.config.num_attention_heads
+        new: dict[int, set[int]] = {}
+        for layer, asked in heads_to_prune.items():
+            gone, asked = set(self.config.pruned_heads.get(layer, ())), set(asked)
+            if not 0 <= layer < layers or not asked <= set(range(heads)):
+                raise InputError(
+                    f"prune_heads: layer {layer}, heads {sorted(asked)}; there are layers 0 to {layers - 1} with heads "
+                    f"0 to {heads - 1}."
+                )
+            if len(gone | asked) == heads:
+                raise InputError(f"prune_heads: layer {layer} would have no head left. Keep at least one.")
+            # Where the heads that are left stand now, after those that went before.
+            standing = [head for head in range(heads) if head not in gone]
+            new[layer] = {standing.index(head) for head in asked - gone}
+        base: Any = self.base_model
+        base._prune_heads(new)
+        for layer, asked in heads_to_prune.items():
+            self.config.pruned_heads[layer] = sorted({*self.config.pruned_heads.get(layer, ()), *asked})
+
+    def _prune_heads(self, heads_to_prune: Mapping[int, set[int]]) -> None:
+        raise InputError(f"{type(self).__name__} cannot prune heads.")
+
     @property
     def base_model(self) -> nn.Module:
         """The model without its head."""
@@ -125,32 +172,6 @@ class PreTrainedModel(LoadSave):
         """Bytes of the weights, and of the buffers unless told otherwise."""
         tensors = [*self.parameters(), *(self.buffers() if return_buffers else ())]
         return sum(t.numel() * t.element_size() for t in tensors)
-
-    # -- embeddings --------------------------------------------------------------------------------------------
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the token embedding."""
-        if self.base_model is self:
-            raise NotImplementedError(f"{type(self).__name__} must define get_input_embeddings().")
-        base: Any = self.base_model
-        return base.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the token embedding."""
-        if self.base_model is self:
-            raise NotImplementedError(f"{type(self).__name__} must define set_input_embeddings().")
-        base: Any = self.base_model
-        base.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module | None:
-        """Return the language-model head, or None for a model without one."""
-        return getattr(self, "lm_head", None)
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Replace the language-model head."""
-        if getattr(self, "lm_head", None) is None:
-            raise InputError(f"{type(self).__name__} has no language-model head to replace.")
-        self.lm_head = new_embeddings
 
     # -- training helpers --------------------------------------------------------------------------------------
 

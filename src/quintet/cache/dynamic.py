@@ -1,4 +1,4 @@
-"""A cache that grows: one slab per layer with room to spare, so that a token is written in place and never concatenated.
+"""A cache that grows: one slab per layer with room to spare; a token is written in place, never concatenated.
 
 Letters: B rows, H key/value heads, S tokens stored, T new tokens, D head size.
 """

@@ -106,5 +106,3 @@ class _Progress:
         else:
             self.bar.set_postfix_str(f"loss {record['loss']:.3f}{self.valid} {record['tokens_per_second']:,.0f} tok/s")
             self.bar.update(record["step"] - self.bar.n)
-
-

@@ -110,8 +110,8 @@ def learned_positions(
             raise InputError(f"cache_position has shape {tuple(cache_position.shape)}, but must be ({tokens},).")
         if cache_position.device.type == "cpu" and not bool((cache_position == start.to("cpu")).all()):
             raise InputError(
-                f"cache_position is {cache_position.tolist()}, but the cache holds {past} tokens, so the new ones stand "
-                f"at {past} to {past + tokens - 1}. Leave cache_position out, or crop the cache."
+                f"cache_position is {cache_position.tolist()}, but the cache holds {past} tokens, so the new ones "
+                f"stand at {past} to {past + tokens - 1}. Leave cache_position out, or crop the cache."
             )
     if not padded:
         if past + tokens > limit:

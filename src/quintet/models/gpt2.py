@@ -435,7 +435,8 @@ class GPT2Model(GPT2PreTrainedModel):
             return inputs_embeds
         if token_type_ids.shape != inputs_embeds.shape[:-1]:
             raise InputError(
-                f"token_type_ids have shape {tuple(token_type_ids.shape)}, but must be {tuple(inputs_embeds.shape[:-1])}."
+                f"token_type_ids have shape {tuple(token_type_ids.shape)}, but must be "
+                f"{tuple(inputs_embeds.shape[:-1])}, as the tokens have."
             )
         check_ids(token_type_ids, self.wte.num_embeddings, "token_type_ids", "the vocabulary (vocab_size)", past)
         return inputs_embeds + self.wte(token_type_ids)
@@ -723,9 +724,7 @@ class GPT2ForTokenClassification(GPT2PreTrainedModel):
         logits = self.classifier(self.dropout(out.last_hidden_state))  # (B, T, L)
         loss = None if labels is None else token_classification_loss(logits, labels, self.num_labels)
         return self.finish(
-            TokenClassifierOutput(
-                loss=loss, logits=logits, hidden_states=out.hidden_states, attentions=out.attentions
-            ),
+            TokenClassifierOutput(loss=loss, logits=logits, hidden_states=out.hidden_states, attentions=out.attentions),
             return_dict,
         )
 

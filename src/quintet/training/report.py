@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +52,21 @@ def plot_run(run: Path, picture: Path | None = None, *, lines: dict[str, float] 
     scale, unit = (factor, "bits per byte") if factor else (1.0, "loss (nats per token)")
 
     figure, axis = pyplot.subplots(figsize=(8, 4.5), dpi=120)
-    axis.plot([r["tokens"] / 1e6 for r in train], [r["loss"] * scale for r in train], lw=1, color="#9db4c8", label="training")
+    tokens, losses = [r["tokens"] / 1e6 for r in train], [r["loss"] * scale for r in train]
+    axis.plot(tokens, losses, lw=1, color="#9db4c8", label="training")
     if valid:
         points = [(r["step"] * per_step / 1e6, r["eval_loss"] * scale) for r in valid]
-        axis.plot(*zip(*points, strict=True), lw=1.8, color="#12507b", label=f"validation (best {min(p[1] for p in points):.3f})")
+        axis.plot(
+            *zip(*points, strict=True),
+            lw=1.8,
+            color="#12507b",
+            label=f"validation (best {min(p[1] for p in points):.3f})",
+        )
     for (name, value), color in zip((lines or {}).items(), ("#b3541e", "#6b8e23", "#7a5195"), strict=False):
         axis.axhline(value, ls="--", lw=1, color=color, label=f"{name} ({value:.3f})")
-    floor = min(r["loss"] * scale for r in train)
-    top = max([r["loss"] * scale for r in train[max(1, len(train) // 50) :]] + list((lines or {}).values()), default=floor)
-    axis.set_ylim(floor - 0.05 * (top - floor), top * 1.02 if math.isfinite(top) else None)
+    # The first steps fall from far above and would press the rest flat.
+    shown = [*losses[len(losses) // 50 :], *(lines or {}).values()]
+    axis.set_ylim(min(losses) - 0.05 * (max(shown) - min(losses)), 1.02 * max(shown))
     axis.set_xlabel("million tokens seen")
     axis.set_ylabel(unit)
     axis.grid(alpha=0.25)

@@ -84,12 +84,6 @@ def make_model(args: TrainingArguments, tokenizer: Any) -> Any:
 
 def save_model(model: Any, tokenizer: Any, dtype: str, folder: Path) -> None:
     """Write the model, in `dtype`, and its tokenizer as a published checkpoint is written."""
-    kept = {name: p.detach() for name, p in model.named_parameters()}
     wanted = getattr(torch, dtype)
-    before = model.config.dtype
-    model.config.dtype = dtype
-    try:
-        model.save_pretrained(folder, state_dict={name: tensor.to(wanted) for name, tensor in kept.items()})
-    finally:
-        model.config.dtype = before
+    model.save_pretrained(folder, state_dict={name: t.detach().to(wanted) for name, t in model.state_dict().items()})
     tokenizer.save_pretrained(folder)

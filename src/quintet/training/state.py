@@ -1,7 +1,7 @@
 """The checkpoint of a run: weights, optimiser and counters in one folder that is whole or not there.
 
-Everything is safetensors and JSON; nothing is pickled. A new folder is written beside the old one and takes its place by
-two renames, so that a kill at any moment leaves one whole checkpoint.
+Everything is safetensors and JSON; nothing is pickled. A new folder is written beside the old one and takes its place
+by two renames, so that a kill at any moment leaves one whole checkpoint.
 """
 
 from __future__ import annotations
@@ -80,7 +80,9 @@ def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer)
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
     for name, parameter in parameters.items():
-        found = {key.removeprefix(f"{name}."): value for key, value in moments.items() if key.rpartition(".")[0] == name}
+        found = {
+            key.removeprefix(f"{name}."): value for key, value in moments.items() if key.rpartition(".")[0] == name
+        }
         if found:
             optimizer.state[parameter] = {
                 key: value if key == "step" else value.to(parameter.device) for key, value in found.items()

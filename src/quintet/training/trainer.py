@@ -27,7 +27,7 @@ __all__ = ["Trainer", "evaluate"]
 
 
 def evaluate(model: Any, tokens: np.ndarray, block_size: int, rows: int = 8, autocast: bool = False) -> float:
-    """Return the mean loss in nats per token over a text (N,) read once, in blocks; the first token is not predicted."""
+    """Return the mean loss in nats per token over a text (N,), read once in blocks; its first token is not predicted."""
     training = model.training
     model.eval()
     total, count = 0.0, 0
@@ -142,8 +142,8 @@ class Trainer:
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
         if not math.isfinite(total) or not math.isfinite(norm):
             raise TrainingError(
-                f"step {self.step}: the loss is {total} and the gradient norm {norm}. The checkpoint of an earlier step "
-                "is kept; try a lower learning_rate or a longer warm-up."
+                f"step {self.step}: the loss is {total} and the gradient norm {norm}. The checkpoint of an earlier "
+                "step is kept; try a lower learning_rate or a longer warm-up."
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
