@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from quintet.errors import TokenizerError
 from quintet.hub import read_json, resolve_folder
@@ -32,7 +32,7 @@ _registered: dict[str, tuple[type[PreTrainedTokenizerBase] | None, type[PreTrain
 class AutoTokenizer:
     """Loads a tokenizer with the class that its files name. It is never instantiated itself."""
 
-    def __init__(self) -> NoReturn:
+    def __init__(self) -> None:
         raise TokenizerError("AutoTokenizer is not made directly; use AutoTokenizer.from_pretrained(name_or_folder).")
 
     @classmethod

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from quintet.errors import TokenizerError
 from quintet.tokenizers import batch, decoding, postprocess
+from quintet.tokenizers.detokenize import IGNORED, Detokenizer
 from quintet.tokenizers.encoding import BatchEncoding
 from quintet.tokenizers.engine import EncodeState, EngineGuard
 from quintet.tokenizers.options import (
@@ -24,8 +25,7 @@ from quintet.tokenizers.options import (
     length_options,
 )
 from quintet.tokenizers.padding import as_columns, pad_columns, tensor_kind
-from quintet.tokenizers.saving import Saving, clean_init
-from quintet.tokenizers.stream import StreamDecoder
+from quintet.tokenizers.saving import clean_init
 
 __all__ = ["PreTrainedTokenizerBase"]
 
@@ -36,11 +36,8 @@ Padding = bool | str | PaddingStrategy
 Truncation = bool | str | TruncationStrategy | None
 Tensors = str | TensorType | None
 
-# Taken for compatibility and without effect: they belong to other tokenizers or to the printing of warnings.
-_IGNORED = ("verbose", "spaces_between_special_tokens", "use_source_tokenizer")
 
-
-class PreTrainedTokenizerBase(Saving):
+class PreTrainedTokenizerBase(Detokenizer):
     """What every tokenizer can do; `PreTrainedTokenizerFast` and `PreTrainedTokenizer` derive from it.
 
     Args:
@@ -62,7 +59,6 @@ class PreTrainedTokenizerBase(Saving):
     vocab_files_names: ClassVar[dict[str, str]] = {"tokenizer_file": "tokenizer.json"}
     is_fast = True
     pad_token_type_id = 0
-    errors = "replace"
 
     def __init__(self, *, tokenizer_object: Tokenizer, **kwargs: Any) -> None:
         self._tokenizer = tokenizer_object
@@ -208,7 +204,7 @@ class PreTrainedTokenizerBase(Saving):
                 contradict each other, padding without a pad token.
         """
         kwargs = {**(kwargs.pop("tokenizer_kwargs", None) or {}), **kwargs}
-        check_known("A tokenizer call", kwargs, ("split_special_tokens", "add_prefix_space", *_IGNORED))
+        check_known("A tokenizer call", kwargs, ("split_special_tokens", "add_prefix_space", *IGNORED))
         if text is None and text_target is None:
             raise TokenizerError("A tokenizer call needs text; got None. Give a string or a list of strings.")
         options = length_options(
@@ -382,82 +378,6 @@ class PreTrainedTokenizerBase(Saving):
             )
         special = set(self.all_special_ids)
         return [int(index in special) for index in token_ids_0]
-
-    # --- ids to text --------------------------------------------------------------------------------------------------
-
-    def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
-        """Return the id of a token, or a list of ids; a token that is not in the vocabulary gets `unk_token_id`."""
-        if isinstance(tokens, str):
-            index = self._tokenizer.token_to_id(tokens)
-            return self.unk_token_id if index is None else index
-        unknown = self.unk_token_id
-        found = map(self._tokenizer.token_to_id, tokens)
-        return [unknown if index is None else index for index in found]
-
-    def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
-        """Return the token of an id, or the list of tokens of a list of ids.
-
-        Raises:
-            TokenizerError: An id is not in the vocabulary.
-        """
-        found = decoding.read_ids(ids)
-        self._decoding.check(found)
-        skipped = set(self.all_special_ids) if skip_special_tokens else set()
-        tokens = [self._tokenizer.id_to_token(index) for index in found if index not in skipped]
-        return tokens[0] if isinstance(ids, int) and tokens else tokens
-
-    def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
-        """Join tokens to the text that they stand for."""
-        if self._tokenizer.decoder is None:
-            return " ".join(tokens)
-        return str(self._tokenizer.decoder.decode(list(tokens)))
-
-    def decode(
-        self,
-        token_ids: Any,
-        skip_special_tokens: bool = False,
-        clean_up_tokenization_spaces: bool | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Turn ids into text; a list of lists gives a list of texts.
-
-        Args:
-            token_ids: An id, ids, or lists of ids; a tensor or BatchEncoding of them.
-            skip_special_tokens: Leave special tokens out.
-            clean_up_tokenization_spaces: Remove the spaces before punctuation that word-level tokenizers leave. On a
-                byte-level one this damages text, so there only an explicit True does it, not a setting in a file.
-
-        Raises:
-            TokenizerError: An id is not in the vocabulary; the message names it and the vocabulary's size.
-        """
-        check_known("decode", kwargs, _IGNORED)
-        ids = decoding.read_ids(token_ids)
-        clean = self._cleans_up(clean_up_tokenization_spaces)
-        nested = bool(ids) and isinstance(ids[0], (list, tuple))
-        texts = []
-        for row in ids if nested else [ids]:
-            self._decoding.check(row)
-            text = self._decoding.text(row, skip_special_tokens=skip_special_tokens, errors=self.errors)
-            texts.append(decoding.clean_up(text) if clean else text)
-        return texts if nested else texts[0]
-
-    def batch_decode(self, sequences: Any, skip_special_tokens: bool = False, **kwargs: Any) -> list[str]:
-        """Turn lists of ids into a list of texts; the options are those of `decode`."""
-        texts = self.decode(sequences, skip_special_tokens=skip_special_tokens, **kwargs)
-        return [texts] if isinstance(texts, str) else texts
-
-    def stream_decoder(self, skip_special_tokens: bool = False, **decode_kwargs: Any) -> StreamDecoder:
-        """Return a decoder that takes one id at a time and gives text as soon as it is certain."""
-        check_known("stream_decoder", decode_kwargs, ("clean_up_tokenization_spaces", "errors", *_IGNORED))
-        kept = {key: value for key, value in decode_kwargs.items() if key not in _IGNORED}
-        return StreamDecoder(self, skip_special_tokens, **kept)
-
-    def clean_up_tokenization(self, text: str) -> str:
-        """Remove the spaces before punctuation and in shortened words."""
-        return decoding.clean_up(text)
-
-    def _cleans_up(self, asked: bool | None) -> bool:
-        return self.clean_up_tokenization_spaces and not self._decoding.byte_level if asked is None else asked
 
     def __repr__(self) -> str:
         return (

@@ -10,7 +10,7 @@ from quintet.errors import TokenizerError
 from quintet.tokenizers.decoding import clean_up
 
 if TYPE_CHECKING:
-    from quintet.tokenizers.base import PreTrainedTokenizerBase
+    from quintet.tokenizers.detokenize import Detokenizer
 
 __all__ = ["StreamDecoder", "check_error_mode"]
 
@@ -36,7 +36,7 @@ class StreamDecoder:
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: Detokenizer,
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,
         errors: str | None = None,
