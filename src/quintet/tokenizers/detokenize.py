@@ -68,7 +68,7 @@ class Detokenizer(Saving):
         Raises:
             TokenizerError: An id is not in the vocabulary; the message names it and the vocabulary's size.
         """
-        check_known("decode", kwargs, _IGNORED)
+        check_known("decode", kwargs, IGNORED)
         ids = decoding.read_ids(token_ids)
         clean = self._cleans_up(clean_up_tokenization_spaces)
         nested = bool(ids) and isinstance(ids[0], (list, tuple))
