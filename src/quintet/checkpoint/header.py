@@ -107,8 +107,10 @@ def _metadata(value: Any, path: str) -> dict[str, str]:
 
 def _tensor_info(name: str, entry: Any, path: str) -> TensorInfo:
     where = f"Tensor {_shown(name)} in '{path}'"
-    if any(0xD800 <= ord(char) < 0xE000 for char in name):
-        raise CheckpointError(f"{where}: its name is not valid Unicode. The file is damaged or hostile.")
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        raise CheckpointError(f"{where}: its name is not valid Unicode. The file is damaged or hostile.") from None
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise CheckpointError(f"{where}: needs dtype, shape and data_offsets, has {_shown(entry)}. It is damaged.")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]

@@ -20,12 +20,13 @@ _DTYPES = {
 
 # keywords of the reference that change nothing here: what they ask for is always so, or they are about nothing we have
 _WITHOUT_EFFECT = frozenset({
-    "low_cpu_mem_usage", "weights_only", "trust_remote_code", "code_revision", "proxies", "resume_download", "mirror",
+    "low_cpu_mem_usage", "weights_only", "code_revision", "proxies", "resume_download", "mirror",
     "_fast_init", "_from_auto", "_from_pipeline", "_commit_hash", "offload_state_dict", "offload_buffers", "tqdm_class",
     "allow_all_kernels",
 })  # fmt: skip
 # keywords of the reference that ask for something this loader does not do: better said than ignored
 _REFUSED = {
+    "trust_remote_code": "code from a checkpoint is never run",
     "quantization_config": "quantised loading is not part of from_pretrained",
     "gguf_file": "GGUF files are not read",
     "from_tf": "TensorFlow checkpoints are not read; convert them to safetensors first",

@@ -17,6 +17,7 @@ from torch import nn
 
 from quintet.checkpoint.files import INDEX_SUFFIX, SAFE_WEIGHTS, TORCH_WEIGHTS, find_weights, variant_name
 from quintet.checkpoint.load import TensorSource, load_weights, open_source, source_dtype
+from quintet.checkpoint.meta import SkipMetaInit, without_memory
 from quintet.checkpoint.options import check_keywords, parse_device, parse_dtype
 from quintet.checkpoint.rules import KeyRules, LoadReport
 from quintet.checkpoint.save import save_weights
@@ -127,7 +128,7 @@ class LoadSave(nn.Module):
         else:
             source = open_source(state_dict or {})
         wanted = wanted or parse_dtype(config.dtype) or source_dtype(source) or torch.get_default_dtype()
-        with torch.device("meta"):
+        with without_memory():
             model = cls(config, *model_args, **model_kwargs)
         report = model._load(
             source,
@@ -183,7 +184,9 @@ class LoadSave(nn.Module):
 
     @torch.no_grad()
     def _initialise(self) -> None:
-        self.apply(self._init_weights)
+        """Run the model's own rule; what was loaded is on the meta device for the time of this call."""
+        with SkipMetaInit():
+            self.apply(self._init_weights)
 
     def save_pretrained(
         self,
@@ -223,13 +226,14 @@ class LoadSave(nn.Module):
             return
         config = copy.deepcopy(self.config)
         config.architectures = [type(self).__name__]
-        config.dtype = str(self._weight_dtype()).removeprefix("torch.")
+        weights = self.state_dict() if state_dict is None else state_dict
+        config.dtype = str(_weight_dtype(weights)).removeprefix("torch.")
         texts = {"config.json": config.to_json_string()}
-        if self.generation_config is not None:
+        if hasattr(self, "generate"):
             self.generation_config.validate()
             texts[GENERATION_FILE] = self.generation_config.to_json_string()
         save_weights(
-            self.state_dict() if state_dict is None else state_dict,
+            weights,
             save_directory,
             max_shard_size=max_shard_size,
             variant=variant,
@@ -239,9 +243,6 @@ class LoadSave(nn.Module):
         if push_to_hub:
             repo_id = kwargs.pop("repo_id", None) or Path(save_directory).resolve().name
             upload_folder(save_directory, repo_id, token=token, **{"commit_message": self._upload_message(), **kwargs})
-
-    def _weight_dtype(self) -> torch.dtype:
-        return next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.get_default_dtype())
 
     def _upload_message(self) -> str:
         return f"Upload {type(self).__name__}"
@@ -291,6 +292,10 @@ class LoadSave(nn.Module):
                 revision=revision,
                 create_pr=create_pr,
             )
+
+
+def _weight_dtype(weights: Mapping[str, torch.Tensor]) -> torch.dtype:
+    return next((t.dtype for t in weights.values() if t.is_floating_point()), torch.get_default_dtype())
 
 
 _UPLOAD_KEYWORDS = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr")
