@@ -1,0 +1,90 @@
+"""Making text: options, sampling, stopping, streaming, and the loops behind `generate`.
+
+Names load when they are first used: GenerationConfig and the streamers need no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from quintet.generation.config import GenerationConfig
+    from quintet.generation.generate import GenerationMixin
+    from quintet.generation.loops.column import Column
+    from quintet.generation.output import GenerateDecoderOnlyOutput
+    from quintet.generation.processors import (
+        LogitsProcessor,
+        LogitsProcessorList,
+        LogitsWarper,
+        MinLengthLogitsProcessor,
+        MinNewTokensLengthLogitsProcessor,
+        MinPLogitsWarper,
+        RepetitionPenaltyLogitsProcessor,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
+    from quintet.generation.state import DecodeState
+    from quintet.generation.stopping import (
+        EosTokenCriteria,
+        MaxLengthCriteria,
+        MaxTimeCriteria,
+        StoppingCriteria,
+        StoppingCriteriaList,
+        StopStringCriteria,
+    )
+    from quintet.generation.streamers import AsyncTextIteratorStreamer, BaseStreamer, TextIteratorStreamer, TextStreamer
+
+__all__ = [
+    "AsyncTextIteratorStreamer",
+    "BaseStreamer",
+    "Column",
+    "DecodeState",
+    "EosTokenCriteria",
+    "GenerateDecoderOnlyOutput",
+    "GenerationConfig",
+    "GenerationMixin",
+    "LogitsProcessor",
+    "LogitsProcessorList",
+    "LogitsWarper",
+    "MaxLengthCriteria",
+    "MaxTimeCriteria",
+    "MinLengthLogitsProcessor",
+    "MinNewTokensLengthLogitsProcessor",
+    "MinPLogitsWarper",
+    "RepetitionPenaltyLogitsProcessor",
+    "StopStringCriteria",
+    "StoppingCriteria",
+    "StoppingCriteriaList",
+    "TemperatureLogitsWarper",
+    "TextIteratorStreamer",
+    "TextStreamer",
+    "TopKLogitsWarper",
+    "TopPLogitsWarper",
+]
+
+_HOMES = {
+    "config": ("GenerationConfig",),
+    "generate": ("GenerationMixin",),
+    "loops.column": ("Column",),
+    "output": ("GenerateDecoderOnlyOutput",),
+    "processors": tuple(name for name in __all__ if "Logits" in name),
+    "state": ("DecodeState",),
+    "stopping": tuple(name for name in __all__ if "Criteria" in name),
+    "streamers": tuple(name for name in __all__ if name.endswith("Streamer")),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,122 @@
+"""The loop of one token per row and step: sampling, and greedy decoding as its argmax case."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from quintet.errors import GenerationError
+from quintet.generation.buffer import ColumnBuffer
+from quintet.generation.loops.column import Column
+from quintet.generation.processors import LogitsProcessorList
+from quintet.generation.sampling import greedy, sample
+from quintet.generation.state import DecodeState
+from quintet.generation.stopping import StopRules
+
+__all__ = ["SampleOptions", "sample_loop"]
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """What the loop is to do.
+
+    Args:
+        do_sample: Draw tokens; otherwise take the best.
+        generator: Source of randomness; None for the global one.
+        pad_token_id: Token of rows that are finished; None lets them run on.
+        num_return_sequences: Continuations of each prompt.
+        keep_scores: Put the processed scores into the columns.
+        keep_logits: Put the model's scores into the columns.
+        own_ids: Give processors and criteria a copy of the tokens that is contiguous, as code from outside expects.
+    """
+
+    do_sample: bool = False
+    generator: torch.Generator | None = None
+    pad_token_id: int | None = None
+    num_return_sequences: int = 1
+    keep_scores: bool = False
+    keep_logits: bool = False
+    own_ids: bool = False
+
+
+def sample_loop(
+    state: DecodeState,
+    sequences: ColumnBuffer,
+    processors: LogitsProcessorList,
+    rules: StopRules,
+    options: SampleOptions,
+) -> Iterator[Column]:
+    """Decode until every row is finished, one column of tokens at a time.
+
+    Args:
+        state: The model and its prompt.
+        sequences: The prompt's tokens, one row for each continuation; grows by each column before it is yielded.
+        processors: Applied to the scores in order.
+        rules: When rows are finished.
+        options: See SampleOptions.
+
+    Raises:
+        GenerationError: a row has no usable score, or a processor returned another shape.
+    """
+
+    def ids() -> torch.Tensor:
+        return sequences.view.contiguous() if options.own_ids else sequences.view
+
+    kept: list[torch.Tensor] = []
+    logits = _prefill(state, options)
+    while True:
+        scores = logits
+        if processors:
+            scores = processors(ids(), logits)
+            if scores.shape != logits.shape:
+                raise GenerationError(
+                    f"the logits processors returned scores of shape {tuple(scores.shape)} for "
+                    f"{tuple(logits.shape)}. Each must return one score per row and vocabulary entry."
+                )
+        tokens = sample(scores, options.generator) if options.do_sample else greedy(scores)
+        if rules.any_done and options.pad_token_id is not None:
+            done = torch.tensor(rules.done, device=tokens.device)
+            tokens = torch.where(done, options.pad_token_id, tokens)
+        host = tokens.tolist()  # the step's one wait for the device
+        if min(host) < 0:
+            raise GenerationError(_unusable(scores, host))
+        sequences.append(tokens)
+        if options.keep_scores:
+            kept.append(scores)
+        finished = rules.update(host, ids, lambda: tuple(kept) or None)
+        yield Column(
+            tokens,
+            host,
+            list(rules.done),
+            scores if options.keep_scores else None,
+            logits if options.keep_logits else None,
+            state.collected,
+        )
+        if finished:
+            return
+        logits = state.advance(tokens)
+
+
+def _prefill(state: DecodeState, options: SampleOptions) -> torch.Tensor:
+    """Read the prompt, once for all its continuations where that is the same thing."""
+    count = options.num_return_sequences
+    if state.shares_prefill:
+        logits = state.prefill()
+        state.expand(count)
+        return logits.repeat_interleave(count, dim=0) if count > 1 else logits
+    state.expand(count)
+    return state.prefill()
+
+
+def _unusable(scores: torch.Tensor, host: list[int]) -> str:
+    row = next(index for index, token in enumerate(host) if token < 0)
+    values = scores[row]
+    if bool(values.isnan().any()):
+        what = "hold NaN: the model overflowed or its weights are damaged (float32 or bfloat16 often helps)"
+    elif bool((values == float("inf")).any()):
+        what = "hold +inf: a processor or the model overflowed"
+    else:
+        what = "are all -inf: the processors ruled out every token. Loosen one of them"
+    return f"the next-token scores of row {row} {what}. No token can be chosen."

@@ -1,0 +1,223 @@
+"""Every option of `generate`, as one table: its default, what it may hold, whether it works, and what it depends on.
+
+`GenerationConfig` is made from this table, `generate` resolves and checks by it, and the errors are worded from it.
+No torch here.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from quintet.errors import GenerationError
+
+__all__ = ["BEAMS", "DRAFT", "OPTIONS", "RECORD", "SAMPLING", "Option", "works"]
+
+# What an option depends on: without it the option has no effect.
+SAMPLING, BEAMS, DRAFT, RECORD = "do_sample", "num_beams", "assistant_model", "return_dict_in_generate"
+
+Check = Callable[[Any], "str | None"]
+"""Returns None when a value is allowed, else the words that say what is."""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _integer(low: int) -> Check:
+    def check(value: Any) -> str | None:
+        if isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= low:
+            return None
+        return f"an integer of at least {low}"
+
+    return check
+
+
+def _number(allowed: str, test: Callable[[Any], bool] = lambda value: True) -> Check:
+    return lambda value: None if _is_number(value) and test(value) else allowed
+
+
+def _flag(value: Any) -> str | None:
+    return None if isinstance(value, bool) else "True or False"
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _token_id(value: Any) -> str | None:
+    return None if _is_id(value) else "a token id (an integer)"
+
+
+def _token_ids(value: Any) -> str | None:
+    if _is_id(value) or (isinstance(value, (list, tuple)) and value and all(_is_id(one) for one in value)):
+        return None
+    return "a token id or a list of token ids"
+
+
+def _strings(value: Any) -> str | None:
+    values = [value] if isinstance(value, str) else value
+    if isinstance(values, (list, tuple)) and values and all(isinstance(one, str) and one for one in values):
+        return None
+    return "a string or a list of strings, none of them empty"
+
+
+def _early_stopping(value: Any) -> str | None:
+    return None if isinstance(value, bool) or value == "never" else 'True, False or "never"'
+
+
+def _anything(value: Any) -> str | None:
+    return None
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of `generate`.
+
+    Args:
+        name: Its name.
+        check: Returns the words for what is allowed when a value is not.
+        default: Value used when neither the call nor the model's generation config gives one.
+        works: Whether `generate` does what it says.
+        neutral: Values, besides None and the default, that ask for nothing.
+        needs: Option without which this one has no effect.
+        never_bites: The option cannot change anything here, whatever its value, and so is accepted.
+    """
+
+    name: str
+    check: Check = _anything
+    default: Any = None
+    works: bool = False
+    neutral: tuple[Any, ...] = ()
+    needs: str | None = None
+    never_bites: bool = False
+
+    def is_neutral(self, value: Any) -> bool:
+        """Whether `value` asks for nothing."""
+        if value is None:
+            return True
+        return any(type(value) is type(none) and value == none for none in (self.default, *self.neutral)) or (
+            _is_number(value) and any(_is_number(none) and value == none for none in (self.default, *self.neutral))
+        )
+
+    def validate(self, value: Any) -> None:
+        """Check a value.
+
+        Raises:
+            GenerationError: it is not allowed; the message says what is.
+        """
+        if value is None:
+            return
+        allowed = self.check(value)
+        if allowed is not None:
+            advice = _ADVICE.get(self.name, "")
+            raise GenerationError(f"{self.name} is {value!r}, but must be {allowed}, or None.{advice}")
+
+
+_ADVICE = {
+    "temperature": " For the most likely token at every step use do_sample=False.",
+    "top_k": " 0 or None switches it off.",
+    "top_p": " 1.0 switches it off.",
+    "min_p": " None switches it off.",
+    "repetition_penalty": " 1.0 switches it off; above 1.0 repeats less, below 1.0 more.",
+    "eos_token_id": " None generates up to the length limit.",
+    "stop_strings": " None stops at no string.",
+}
+
+_POSITIVE = _number("a number above 0", lambda value: value > 0)
+_SHARE = _number("a number above 0 and at most 1", lambda value: 0 < value <= 1)
+_UNIT = _number("a number from 0 to 1", lambda value: 0 <= value <= 1)
+_NUMBER = _number("a finite number")
+
+_TABLE = (
+    # Lengths
+    Option("max_length", _integer(1), 20, works=True),
+    Option("max_new_tokens", _integer(1), works=True),
+    Option("min_length", _integer(0), 0, works=True),
+    Option("min_new_tokens", _integer(0), works=True),
+    Option("max_time", _POSITIVE, works=True),
+    Option("stop_strings", _strings, works=True),
+    # Strategy
+    Option("do_sample", _flag, False, works=True),
+    Option("num_beams", _integer(1), 1),
+    Option("early_stopping", _early_stopping, False, needs=BEAMS),
+    Option("length_penalty", _NUMBER, 1.0, needs=BEAMS),
+    Option("low_memory", _flag, neutral=(False,), needs=BEAMS),
+    Option("num_beam_groups", _integer(1), 1),
+    Option("diversity_penalty", _NUMBER, 0.0, needs=BEAMS),
+    Option("constraints"),
+    Option("force_words_ids"),
+    Option("penalty_alpha", _NUMBER, neutral=(0.0,)),
+    Option("dola_layers"),
+    Option("use_mtp", _flag, neutral=(False,)),
+    # Cache
+    Option("use_cache", _flag, True, works=True),
+    Option("cache_implementation", neutral=("dynamic",)),
+    Option("cache_config"),
+    Option("max_cache_len", _integer(1), never_bites=True),
+    Option("prefill_chunk_size", _integer(1)),
+    # Shaping of the scores
+    Option("temperature", _POSITIVE, 1.0, works=True, needs=SAMPLING),
+    Option("top_k", _integer(0), 50, works=True, needs=SAMPLING),
+    Option("top_p", _SHARE, 1.0, works=True, needs=SAMPLING),
+    Option("min_p", _UNIT, works=True, needs=SAMPLING),
+    Option("top_h", _SHARE, needs=SAMPLING),
+    Option("typical_p", _SHARE, 1.0, needs=SAMPLING),
+    Option("epsilon_cutoff", _UNIT, 0.0, neutral=(1.0,), needs=SAMPLING),
+    Option("eta_cutoff", _UNIT, 0.0, neutral=(1.0,), needs=SAMPLING),
+    Option("repetition_penalty", _POSITIVE, 1.0, works=True),
+    Option("encoder_repetition_penalty", _POSITIVE, 1.0),
+    Option("no_repeat_ngram_size", _integer(0), 0),
+    Option("encoder_no_repeat_ngram_size", _integer(0), 0),
+    Option("bad_words_ids"),
+    Option("sequence_bias"),
+    Option("suppress_tokens"),
+    Option("begin_suppress_tokens"),
+    Option("forced_bos_token_id", _token_id),
+    Option("forced_eos_token_id", _token_ids),
+    Option("exponential_decay_length_penalty"),
+    Option("renormalize_logits", _flag, neutral=(False,)),
+    Option("remove_invalid_values", _flag, False),
+    Option("token_healing", _flag, neutral=(False,)),
+    Option("guidance_scale", _NUMBER, neutral=(1.0,)),
+    Option("watermarking_config"),
+    # What comes back
+    Option("num_return_sequences", _integer(1), 1, works=True),
+    Option("return_dict_in_generate", _flag, False, works=True),
+    Option("output_scores", _flag, False, works=True, needs=RECORD),
+    Option("output_logits", _flag, works=True, neutral=(False,), needs=RECORD),
+    Option("output_attentions", _flag, works=True, neutral=(False,), needs=RECORD),
+    Option("output_hidden_states", _flag, works=True, neutral=(False,), needs=RECORD),
+    # Special tokens
+    Option("pad_token_id", _token_id, works=True),
+    Option("bos_token_id", _token_id, works=True),
+    Option("eos_token_id", _token_ids, works=True),
+    Option("decoder_start_token_id", _token_ids, never_bites=True),  # for models with an encoder
+    # Draft models
+    Option("is_assistant", _flag, neutral=(False,)),
+    Option("num_assistant_tokens", _integer(1), 20, needs=DRAFT),
+    Option("num_assistant_tokens_schedule", default="constant", needs=DRAFT),
+    Option("assistant_confidence_threshold", _NUMBER, 0.4, needs=DRAFT),
+    Option("assistant_lookbehind", _integer(0), 10, needs=DRAFT),
+    Option("target_lookbehind", _integer(0), 10, needs=DRAFT),
+    Option("assistant_ensemble_weight", _NUMBER, needs=DRAFT),
+    Option("speculation_type", needs=DRAFT),
+    Option("max_matching_ngram_size", _integer(1), needs="prompt_lookup_num_tokens"),
+    Option("prompt_lookup_num_tokens", _integer(1)),
+    Option("assistant_early_exit", _integer(1)),
+    # Compilation and batching engines of the reference
+    Option("compile_config"),
+    Option("disable_compile", _flag, never_bites=True),  # nothing is compiled
+    Option("continuous_batching_config"),
+)
+
+OPTIONS: dict[str, Option] = {option.name: option for option in _TABLE}
+"""Every option by name: the fields of the reference's newest GenerationConfig."""
+
+
+def works() -> list[str]:
+    """Return the names of the options that `generate` carries out."""
+    return [option.name for option in _TABLE if option.works]

@@ -1,0 +1,339 @@
+"""From what the caller gave to what a run does: options in force, special tokens, lengths, processors, criteria."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+from quintet.errors import GenerationError, InputError
+from quintet.generation import processors as built_in
+from quintet.generation import stopping
+from quintet.generation.config import GenerationConfig, several_greedy
+from quintet.generation.options import OPTIONS, works
+from quintet.generation.state import Prompt
+
+__all__ = [
+    "Lengths",
+    "SpecialTokens",
+    "build_criteria",
+    "build_processors",
+    "check_callables",
+    "resolve_config",
+    "resolve_lengths",
+    "resolve_special_tokens",
+]
+
+logger = logging.getLogger("quintet.generation")
+
+CallableT = TypeVar("CallableT", bound=Callable[..., Any])
+
+
+# --- options ----------------------------------------------------------------------------------------------------------
+
+
+def resolve_config(
+    of_model: GenerationConfig, given: GenerationConfig | None, options: dict[str, Any]
+) -> tuple[GenerationConfig, set[str]]:
+    """Return the options in force and the names that the caller set.
+
+    Keywords of the call come first (None among them: it switches off), then the config of the call, then the model's
+    generation config, then the defaults.
+
+    Raises:
+        GenerationError: an option is out of range, contradicts another, or is not carried out yet.
+    """
+    if given is not None and not isinstance(given, GenerationConfig):
+        raise GenerationError(
+            f"generation_config is a {type(given).__name__}, but must be a GenerationConfig. Make one with "
+            "GenerationConfig.from_dict(...), or pass the options as keywords."
+        )
+    config = GenerationConfig() if given is None else copy.deepcopy(given)
+    explicit = set(options) | {name for name in OPTIONS if getattr(config, name) is not None}
+    for name, option in OPTIONS.items():
+        if name in options:
+            value = options[name]
+        else:
+            value = getattr(config, name)
+            value = getattr(of_model, name) if value is None else value
+            value = option.default if value is None else value
+        setattr(config, name, value)
+    for name in ("max_length", "num_return_sequences", "num_beams", "do_sample", "use_cache", "min_length"):
+        if getattr(config, name) is None:  # None asks for nothing here
+            setattr(config, name, OPTIONS[name].default)
+    config.validate()
+    _refuse_unfinished(config, explicit)
+    if config.num_return_sequences > 1 and not config.do_sample:
+        raise GenerationError(several_greedy(config.num_return_sequences))
+    for name, reason in config.without_effect().items():
+        if name in explicit:
+            warnings.warn(reason, UserWarning, stacklevel=5)
+    return config, explicit
+
+
+def _refuse_unfinished(config: GenerationConfig, explicit: set[str]) -> None:
+    idle = config.without_effect()
+    for name, option in OPTIONS.items():
+        value = getattr(config, name)
+        if option.works or option.never_bites or name in idle or option.is_neutral(value):
+            continue
+        origin = "the call" if name in explicit else "the model's generation config"
+        off = f" Switch it off with generate({name}={option.default!r})."
+        raise GenerationError(
+            f"{name}={value!r} (from {origin}) is an option that generate() cannot carry out yet.{off} "
+            f"Options that work: {', '.join(works())}."
+        )
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Special tokens in force: end-of-sequence ids, padding id or None."""
+
+    eos: tuple[int, ...] = ()
+    pad: int | None = None
+
+
+def resolve_special_tokens(
+    config: GenerationConfig, *, rows: int, has_mask: bool, vocabulary: int | None
+) -> SpecialTokens:
+    """Return the special tokens; without a padding id the first end-of-sequence id is used, with a word about it.
+
+    Raises:
+        GenerationError: rows that finish early would be filled with an id outside the vocabulary.
+    """
+    given = config.eos_token_id
+    eos = [] if given is None else [int(one) for one in (given if isinstance(given, (list, tuple)) else [given])]
+    if any(one < 0 for one in eos):
+        warnings.warn(
+            f"eos_token_id is {given!r}; negative ids never occur, so that only the length limit ends the text. "
+            "Use eos_token_id=None to say so.",
+            UserWarning,
+            stacklevel=5,
+        )
+        eos = [one for one in eos if one >= 0]
+    pad = None if config.pad_token_id is None or config.pad_token_id < 0 else int(config.pad_token_id)
+    if pad is None and eos:
+        pad = eos[0]
+        if rows > 1 and not has_mask:
+            logger.warning(
+                "neither attention_mask nor pad_token_id is given for a batch of %d rows: every token counts as text, "
+                "and rows that finish early are filled with the end-of-sequence token %d. Pass the tokenizer's "
+                "attention_mask, and pad_token_id, to be sure.",
+                rows,
+                pad,
+            )
+        else:
+            logger.info("pad_token_id is not set; using the end-of-sequence token %d.", pad)
+    if rows > 1 and vocabulary is not None and pad is not None and pad >= vocabulary > min(eos, default=pad):
+        raise GenerationError(
+            f"pad_token_id is {pad}, outside the vocabulary (0 to {vocabulary - 1}), and rows that finish early would "
+            f"be filled with it. Pass pad_token_id, for example {min(eos)}."
+        )
+    return SpecialTokens(tuple(eos), pad)
+
+
+# --- lengths ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Limits in tokens of the sequences that are returned, and the number of new tokens at most."""
+
+    maximum: int
+    minimum: int
+    new: int
+
+
+def resolve_lengths(
+    config: GenerationConfig, explicit: set[str], prompt: Prompt, *, limit: int | None, default_length: bool
+) -> Lengths:
+    """Return the lengths in force.
+
+    Args:
+        config: Options in force.
+        explicit: Names that the caller set.
+        prompt: What is continued.
+        limit: Positions that the model has, or None.
+        default_length: Whether neither call nor model gave a max_length.
+
+    Raises:
+        InputError: the prompt alone is longer than the model allows.
+        GenerationError: the wanted length does not fit, or is contradictory.
+    """
+    start = prompt.ids.shape[1]
+    seen = prompt.positions
+    if limit is not None and seen > limit:
+        raise InputError(
+            f"the prompt has {seen} tokens, and the model has {limit} positions (max_position_embeddings). Shorten "
+            f"the prompt, for example to its last {limit} tokens."
+        )
+    # The last token is returned but never read, so the text may be one token longer than the positions.
+    room = None if limit is None else limit - seen + 1
+    if config.max_new_tokens is not None:
+        if "max_length" in explicit and config.max_length is not None and "max_new_tokens" in explicit:
+            warnings.warn(
+                f"both max_new_tokens ({config.max_new_tokens}) and max_length ({config.max_length}) are set; "
+                "max_new_tokens counts. Set one of them.",
+                UserWarning,
+                stacklevel=5,
+            )
+        new = int(config.max_new_tokens)
+        asked = "max_new_tokens" in explicit
+        what = f"max_new_tokens={new}"
+    elif default_length:
+        new, asked, what = int(config.max_length), False, f"the default of {config.max_length} new tokens"
+    else:
+        counted = _counted(prompt)
+        new = int(config.max_length) - counted
+        asked = "max_length" in explicit
+        what = f"max_length={config.max_length}"
+        if new <= 0:
+            raise GenerationError(
+                f"the prompt has {counted} tokens and max_length is {config.max_length}, prompt included: nothing can "
+                "be generated. Set max_new_tokens, or raise max_length."
+            )
+    if room is not None and new > room:
+        if asked:
+            raise GenerationError(
+                f"{what} after a prompt of {seen} tokens needs {seen + new - 1} positions, and the model has {limit} "
+                f"(max_position_embeddings). Ask for at most {room} new tokens, or shorten the prompt."
+            )
+        new = max(room - 1, 1)  # as the reference: the default ends with the last position
+    return Lengths(start + new, _minimum(config, explicit, prompt, new), new)
+
+
+def _counted(prompt: Prompt) -> int:
+    """Return the tokens of the prompt that count for max_length and min_length: those of embeddings too."""
+    start = prompt.ids.shape[1]
+    return start if prompt.embeds is None or start == prompt.unread else prompt.unread
+
+
+def _minimum(config: GenerationConfig, explicit: set[str], prompt: Prompt, new: int) -> int:
+    start = prompt.ids.shape[1]
+    if config.min_new_tokens is not None:
+        least, name = int(config.min_new_tokens), "min_new_tokens"
+    else:
+        counted = _counted(prompt)
+        least, name = max(int(config.min_length) - counted, 0), "min_length"
+    if least > new:
+        words = (
+            f"{name}={getattr(config, name)} asks for at least {least} new tokens, and at most {new} can be generated. "
+            f"Lower {name}, or raise max_new_tokens."
+        )
+        if name in explicit:
+            raise GenerationError(words)
+        warnings.warn(words, UserWarning, stacklevel=6)
+    return start + least
+
+
+# --- processors and criteria ------------------------------------------------------------------------------------------
+
+
+def check_callables(name: str, given: Any) -> list[Callable[..., Any]]:
+    """Return the caller's processors or criteria as a list.
+
+    Raises:
+        GenerationError: it is no list of callables.
+    """
+    if given is None:
+        return []
+    if not isinstance(given, (list, tuple)) or not all(callable(one) for one in given):
+        raise GenerationError(
+            f"{name} is a {type(given).__name__}, but must be a list of callables. Put a single one into a list: "
+            f"{name}=[...]."
+        )
+    return list(given)
+
+
+def _merged(built: Sequence[CallableT], own: Sequence[CallableT], what: str) -> list[CallableT]:
+    """Put the caller's objects after the built ones; one of the same type takes the built one's place."""
+    result: list[CallableT] = []
+    for one in built:
+        same = next((mine for mine in own if type(mine) is type(one)), None)
+        if same is not None:
+            warnings.warn(
+                f"the {what} {type(one).__name__} is given, and the options ask for one too; the given one is used. "
+                "Remove the option or the object.",
+                UserWarning,
+                stacklevel=6,
+            )
+        result.append(one if same is None else same)
+    return result + [mine for mine in own if not any(mine is one for one in result)]
+
+
+def build_processors(
+    config: GenerationConfig,
+    own: Sequence[Callable[..., Any]],
+    prompt: Prompt,
+    lengths: Lengths,
+    special: SpecialTokens,
+) -> built_in.LogitsProcessorList:
+    """Return the processors in the reference's order: penalties, lengths, the caller's, then those of sampling."""
+    device = prompt.ids.device
+    built: list[Callable[..., Any]] = []
+    if config.repetition_penalty is not None and config.repetition_penalty != 1.0:
+        if prompt.ids.shape[1] == 0:
+            warnings.warn(
+                "repetition_penalty counts new tokens only, because the prompt is given as inputs_embeds without "
+                "input_ids.",
+                UserWarning,
+                stacklevel=5,
+            )
+        penalty = float(config.repetition_penalty)
+        built.append(built_in.RepetitionPenaltyLogitsProcessor(penalty, _padding(config, prompt)))
+    start = prompt.ids.shape[1]
+    if special.eos and lengths.minimum > start:
+        eos = list(special.eos)
+        if config.min_new_tokens is not None:
+            least = lengths.minimum - start
+            built.append(built_in.MinNewTokensLengthLogitsProcessor(start, least, eos, device=device))
+        else:
+            built.append(built_in.MinLengthLogitsProcessor(lengths.minimum, eos, device=device))
+    chain = built_in.LogitsProcessorList(_merged(built, own, "logits processor"))
+    if config.do_sample:
+        if config.temperature is not None and config.temperature != 1.0:
+            chain.append(built_in.TemperatureLogitsWarper(float(config.temperature)))
+        if config.top_k:
+            chain.append(built_in.TopKLogitsWarper(int(config.top_k)))
+        if config.top_p is not None and config.top_p < 1.0:
+            chain.append(built_in.TopPLogitsWarper(float(config.top_p)))
+        if config.min_p is not None:
+            chain.append(built_in.MinPLogitsWarper(float(config.min_p)))
+    return chain
+
+
+def _padding(config: GenerationConfig, prompt: Prompt) -> torch.Tensor | None:
+    """Padding before each row's first token, (rows of the result,), for processors that look at the tokens."""
+    if prompt.mask is None:
+        return None
+    leading = (prompt.mask != 0).int().argmax(dim=1)  # (B,)
+    leading = (leading - (prompt.mask.shape[1] - prompt.ids.shape[1])).clamp(min=0)
+    return leading.repeat_interleave(config.num_return_sequences, dim=0)
+
+
+def build_criteria(
+    config: GenerationConfig,
+    own: Sequence[Callable[..., Any]],
+    lengths: Lengths,
+    special: SpecialTokens,
+    tokenizer: Any,
+) -> stopping.StoppingCriteriaList:
+    """Return the stopping criteria in the reference's order: length, time, strings, end of sequence, the caller's."""
+    built: list[Callable[..., Any]] = [stopping.MaxLengthCriteria(lengths.maximum)]
+    if config.max_time is not None:
+        built.append(stopping.MaxTimeCriteria(float(config.max_time)))
+    if config.stop_strings is not None:
+        if tokenizer is None:
+            raise GenerationError(
+                f"stop_strings={config.stop_strings!r} needs the tokenizer, to know which tokens spell the strings. "
+                "Pass generate(..., tokenizer=tokenizer)."
+            )
+        built.append(stopping.StopStringCriteria(tokenizer, config.stop_strings))
+    if special.eos:
+        built.append(stopping.EosTokenCriteria(list(special.eos)))
+    return stopping.StoppingCriteriaList(_merged(built, own, "stopping criterion"))

@@ -1,0 +1,230 @@
+"""DecodeState: the one place that knows cache, attention mask, positions and padding while a model decodes.
+
+Loops ask it for scores and tell it which tokens were chosen; they never see an argument of the model.
+
+Letters: B rows, T tokens of the prompt, P tokens that a given cache holds already, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from quintet.cache import Cache
+from quintet.errors import GenerationError, InputError
+from quintet.generation.buffer import ColumnBuffer
+
+__all__ = ["DecodeState", "GenerativeModel", "Prompt"]
+
+# Arguments of `forward` with one value per token, which grow with the sequence.
+PER_TOKEN = ("position_ids", "token_type_ids")
+# Tensors that belong to the model's heads and not to the rows of the batch.
+NOT_PER_ROW = ("head_mask", "cross_attn_head_mask")
+
+
+class GenerativeModel(Protocol):
+    """What generation needs of a model."""
+
+    config: Any
+    generation_config: Any
+    training: bool
+    forward: Callable[..., Any]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's inputs belong."""
+
+    def _position_limit(self) -> int | None:
+        """Return how many positions the model has, or None."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a forward pass."""
+
+
+@dataclass
+class Prompt:
+    """What a model is to continue, checked and on the model's device.
+
+    Args:
+        ids: (B, S) tokens that the result begins with; (B, 0) for a prompt of embeddings alone.
+        feed: (B, T) those that the model has not read yet; None with embeddings.
+        embeds: (B, T, E) embeddings to read in place of tokens, or None.
+        mask: (B, P + T) with 1 for real tokens and 0 for padding; None when there is no padding.
+        cache: Keys and values of the first P tokens, or None.
+        past: P.
+        per_token: Arguments of `forward` in PER_TOKEN, each (B, T).
+        others: Further arguments of `forward`, passed on unchanged.
+    """
+
+    ids: torch.Tensor
+    feed: torch.Tensor | None = None
+    embeds: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+    cache: Cache | None = None
+    past: int = 0
+    per_token: dict[str, torch.Tensor] = field(default_factory=dict)
+    others: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def unread(self) -> int:
+        """T."""
+        tensor = self.feed if self.embeds is None else self.embeds
+        return 0 if tensor is None else tensor.shape[1]
+
+    @property
+    def positions(self) -> int:
+        """Positions that the longest row takes up once it is read."""
+        given = self.per_token.get("position_ids")
+        if given is not None:
+            return int(given[:, -1].max()) + 1
+        return self.past + self.unread if self.mask is None else int(self.mask.sum(dim=1).max())
+
+
+class DecodeState:
+    """A model in the middle of a sequence.
+
+    Args:
+        model: The model.
+        prompt: What it continues.
+        room: Tokens that are expected to follow, to size buffers.
+        use_cache: Keep keys and values; otherwise every step computes the whole sequence again.
+        collect: Names of further outputs to ask for, such as "attentions" and "hidden_states".
+    """
+
+    def __init__(
+        self,
+        model: GenerativeModel,
+        prompt: Prompt,
+        *,
+        room: int = 0,
+        use_cache: bool = True,
+        collect: tuple[str, ...] = (),
+    ) -> None:
+        self.model = model
+        self.cache = prompt.cache
+        self.collected: dict[str, Any] = {}
+        self._collect = collect
+        self._use_cache = use_cache
+        self._rows = prompt.ids.shape[0]
+        self._first, self._embeds = prompt.feed, prompt.embeds
+        self._mask = None if prompt.mask is None else ColumnBuffer(prompt.mask, room)
+        self._per_token = {name: ColumnBuffer(value, room) for name, value in prompt.per_token.items()}
+        self._others = dict(prompt.others)
+        self._all_ids = None if use_cache or prompt.feed is None else ColumnBuffer(prompt.feed, room)
+        self._fixed: dict[str, Any] = {"use_cache": use_cache, "return_dict": True}
+        self._fixed.update({f"output_{name}": True for name in collect})
+        if "logits_to_keep" in inspect.signature(model.forward).parameters:
+            self._fixed["logits_to_keep"] = 1
+
+    @property
+    def rows(self) -> int:
+        """B."""
+        return self._rows
+
+    @property
+    def shares_prefill(self) -> bool:
+        """Whether reading a prompt once and repeating the result equals reading each copy.
+
+        Dropout would differ between copies, and without a cache there is nothing to repeat.
+        """
+        return self._use_cache and not self.model.training
+
+    def prefill(self) -> torch.Tensor:
+        """Read the prompt and return the scores of its next token, (B, V) in float32."""
+        inputs: dict[str, Any] = {"input_ids": self._first} if self._embeds is None else {"inputs_embeds": self._embeds}
+        inputs.update({name: buffer.view for name, buffer in self._per_token.items()})
+        scores = self._forward(inputs)
+        self._first = self._embeds = None
+        return scores
+
+    def advance(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Read one more token of each row, (B,), and return the scores of the next, (B, V) in float32."""
+        for name, buffer in self._per_token.items():
+            buffer.append(buffer.last[:, 0] + (1 if name == "position_ids" else 0))
+        if self._mask is not None:
+            self._mask.append(1)
+        if self._all_ids is None:
+            inputs: dict[str, Any] = {"input_ids": tokens[:, None]}  # (B,) -> (B, 1)
+            inputs.update({name: buffer.last for name, buffer in self._per_token.items()})
+        else:
+            self._all_ids.append(tokens)
+            inputs = {"input_ids": self._all_ids.view}
+            inputs.update({name: buffer.view for name, buffer in self._per_token.items()})
+        return self._forward(inputs)
+
+    def _forward(self, inputs: dict[str, Any]) -> torch.Tensor:
+        if self.cache is not None:
+            inputs["past_key_values"] = self.cache
+        if self._mask is not None:
+            inputs["attention_mask"] = self._mask.view
+        length = self.cache.get_seq_length() if self.cache is not None else 0
+        try:
+            outputs = self.model(**inputs, **self._others, **self._fixed)
+        except BaseException:
+            # Ctrl-C or an error in the middle of the layers: some of them have stored this token and some have not.
+            if self.cache is not None:
+                self.cache.crop(length)
+            raise
+        if self._use_cache:
+            self.cache = outputs.past_key_values
+            if self.cache is None:
+                raise GenerationError(
+                    f"{type(self.model).__name__} returned no past_key_values. Call generate(use_cache=False)."
+                )
+        if self._collect:
+            self.collected = {name: getattr(outputs, name, None) for name in self._collect}
+        logits = outputs.logits
+        if logits.dim() == 3 and logits.shape[1] == 1:
+            return logits[:, 0].float()  # (B, 1, V) -> (B, V)
+        if logits.dim() != 3:
+            raise InputError(
+                f"{type(self.model).__name__} gave scores of shape {tuple(logits.shape)}, but generate() needs "
+                "(rows, tokens, vocabulary). Give input_ids of shape (rows, tokens)."
+            )
+        return logits[:, -1].to(torch.float32, copy=True)  # a copy, so that the scores of the prompt can be freed
+
+    def expand(self, count: int) -> None:
+        """Repeat every row `count` times, copies side by side: several continuations of each prompt."""
+        if count == 1:
+            return
+        self._rows *= count
+        if self.cache is not None:
+            self.cache.batch_repeat_interleave(count)
+        for buffer in self._buffers():
+            buffer.repeat(count)
+        self._first = None if self._first is None else self._first.repeat_interleave(count, dim=0)
+        self._embeds = None if self._embeds is None else self._embeds.repeat_interleave(count, dim=0)
+        self._map_others(lambda tensor: tensor.repeat_interleave(count, dim=0))
+        self.collected = {
+            name: None if tensors is None else tuple(one.repeat_interleave(count, dim=0) for one in tensors)
+            for name, tensors in self.collected.items()
+        }
+
+    def reorder(self, rows: torch.Tensor) -> None:
+        """Replace the rows by those at `rows`, as beam search does; also drops rows that are finished."""
+        if self.cache is not None:
+            self.cache.reorder_cache(rows)
+        for buffer in self._buffers():
+            buffer.select(rows)
+        self._map_others(lambda tensor: tensor.index_select(0, rows))
+        self._rows = rows.shape[0]
+
+    def crop(self, length: int) -> None:
+        """Forget all but the first `length` tokens of what the model has read, as rejected drafts need."""
+        if self.cache is not None:
+            self.cache.crop(length)
+        for buffer in self._buffers():
+            buffer.crop(length)
+
+    def _buffers(self) -> list[ColumnBuffer]:
+        found = [*self._per_token.values(), self._mask, self._all_ids]
+        return [one for one in found if one is not None]
+
+    def _map_others(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        for name, value in self._others.items():
+            if isinstance(value, torch.Tensor) and name not in NOT_PER_ROW:
+                self._others[name] = function(value)
