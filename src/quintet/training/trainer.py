@@ -27,7 +27,7 @@ __all__ = ["Trainer", "evaluate"]
 
 
 def evaluate(model: Any, tokens: np.ndarray, block_size: int, rows: int = 8, autocast: bool = False) -> float:
-    """Return the mean loss in nats per token over a text (N,), read once in blocks; its first token is not predicted."""
+    """Return the mean loss in nats per token of a text (N,), read once in blocks; its first token is not predicted."""
     training = model.training
     model.eval()
     total, count = 0.0, 0
