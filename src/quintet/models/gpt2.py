@@ -66,6 +66,8 @@ __all__ = [
     "GPT2PreTrainedModel",
 ]
 
+__path__: list[str] = []  # so that quintet.models.gpt2.modeling_gpt2 and the like can stand below it, see paths.py
+
 Tensor = torch.Tensor
 Past = Cache | tuple[tuple[torch.Tensor, ...], ...]
 

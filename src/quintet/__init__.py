@@ -1,0 +1,207 @@
+"""Five families of open GPT models in PyTorch.
+
+`import quintet` loads none of them: a name below is imported from its home when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from quintet import paths
+
+TYPE_CHECKING = False  # importing it from `typing` would take most of the time of `import quintet`
+if TYPE_CHECKING:
+    from typing import Any
+
+    from quintet.auto import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForQuestionAnswering,
+        AutoModelForSequenceClassification,
+        AutoModelForTokenClassification,
+        AutoModelWithLMHead,
+    )
+    from quintet.cache import Cache, DynamicCache, EncoderDecoderCache
+    from quintet.config import PreTrainedConfig, PretrainedConfig
+    from quintet.errors import (
+        CheckpointError,
+        ConfigError,
+        GenerationError,
+        HubError,
+        InputError,
+        QuintetError,
+        TokenizerError,
+        TrainingError,
+        UsageError,
+    )
+    from quintet.generation import (
+        AsyncTextIteratorStreamer,
+        GenerationConfig,
+        GenerationMixin,
+        LogitsProcessor,
+        LogitsProcessorList,
+        MaxLengthCriteria,
+        MaxTimeCriteria,
+        MinLengthLogitsProcessor,
+        MinNewTokensLengthLogitsProcessor,
+        MinPLogitsWarper,
+        RepetitionPenaltyLogitsProcessor,
+        StoppingCriteria,
+        StoppingCriteriaList,
+        StopStringCriteria,
+        TemperatureLogitsWarper,
+        TextIteratorStreamer,
+        TextStreamer,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
+    from quintet.layers.conv1d import Conv1D
+    from quintet.modeling import PreTrainedModel
+    from quintet.models.gpt2 import (
+        GPT2Config,
+        GPT2DoubleHeadsModel,
+        GPT2ForQuestionAnswering,
+        GPT2ForSequenceClassification,
+        GPT2ForTokenClassification,
+        GPT2LMHeadModel,
+        GPT2Model,
+        GPT2PreTrainedModel,
+    )
+    from quintet.outputs import ModelOutput
+    from quintet.tokenizers import (
+        AddedToken,
+        AutoTokenizer,
+        BatchEncoding,
+        GPT2Tokenizer,
+        GPT2TokenizerFast,
+        PreTrainedTokenizer,
+        PreTrainedTokenizerBase,
+        PreTrainedTokenizerFast,
+    )
+    from quintet.training.arguments import TrainingArguments
+    from quintet.training.run import train
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "__version__",
+    "AddedToken",
+    "AsyncTextIteratorStreamer",
+    "AutoConfig",
+    "AutoModel",
+    "AutoModelForCausalLM",
+    "AutoModelForQuestionAnswering",
+    "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification",
+    "AutoModelWithLMHead",
+    "AutoTokenizer",
+    "BatchEncoding",
+    "Cache",
+    "CheckpointError",
+    "ConfigError",
+    "Conv1D",
+    "DynamicCache",
+    "EncoderDecoderCache",
+    "GPT2Config",
+    "GPT2DoubleHeadsModel",
+    "GPT2ForQuestionAnswering",
+    "GPT2ForSequenceClassification",
+    "GPT2ForTokenClassification",
+    "GPT2LMHeadModel",
+    "GPT2Model",
+    "GPT2PreTrainedModel",
+    "GPT2Tokenizer",
+    "GPT2TokenizerFast",
+    "GenerationConfig",
+    "GenerationError",
+    "GenerationMixin",
+    "HubError",
+    "InputError",
+    "LogitsProcessor",
+    "LogitsProcessorList",
+    "MaxLengthCriteria",
+    "MaxTimeCriteria",
+    "MinLengthLogitsProcessor",
+    "MinNewTokensLengthLogitsProcessor",
+    "MinPLogitsWarper",
+    "ModelOutput",
+    "PreTrainedConfig",
+    "PreTrainedModel",
+    "PreTrainedTokenizer",
+    "PreTrainedTokenizerBase",
+    "PreTrainedTokenizerFast",
+    "PretrainedConfig",
+    "QuintetError",
+    "RepetitionPenaltyLogitsProcessor",
+    "StopStringCriteria",
+    "StoppingCriteria",
+    "StoppingCriteriaList",
+    "TemperatureLogitsWarper",
+    "TextIteratorStreamer",
+    "TextStreamer",
+    "TokenizerError",
+    "TopKLogitsWarper",
+    "TopPLogitsWarper",
+    "TrainingArguments",
+    "TrainingError",
+    "UsageError",
+    "train",
+]
+
+# Where each of these names lives; a test compares this table, `__all__` and the imports above.
+_HOMES = {
+    "auto": (
+        "AutoConfig AutoModel AutoModelForCausalLM AutoModelForQuestionAnswering "
+        "AutoModelForSequenceClassification AutoModelForTokenClassification AutoModelWithLMHead"
+    ),
+    "cache": "Cache DynamicCache EncoderDecoderCache",
+    "config": "PreTrainedConfig PretrainedConfig",
+    "errors": (
+        "CheckpointError ConfigError GenerationError HubError InputError QuintetError TokenizerError "
+        "TrainingError UsageError"
+    ),
+    "generation": (
+        "AsyncTextIteratorStreamer GenerationConfig GenerationMixin LogitsProcessor LogitsProcessorList "
+        "MaxLengthCriteria MaxTimeCriteria MinLengthLogitsProcessor MinNewTokensLengthLogitsProcessor "
+        "MinPLogitsWarper RepetitionPenaltyLogitsProcessor StopStringCriteria StoppingCriteria "
+        "StoppingCriteriaList TemperatureLogitsWarper TextIteratorStreamer TextStreamer TopKLogitsWarper "
+        "TopPLogitsWarper"
+    ),
+    "layers.conv1d": "Conv1D",
+    "modeling": "PreTrainedModel",
+    "models.gpt2": (
+        "GPT2Config GPT2DoubleHeadsModel GPT2ForQuestionAnswering GPT2ForSequenceClassification "
+        "GPT2ForTokenClassification GPT2LMHeadModel GPT2Model GPT2PreTrainedModel"
+    ),
+    "outputs": "ModelOutput",
+    "tokenizers": (
+        "AddedToken AutoTokenizer BatchEncoding GPT2Tokenizer GPT2TokenizerFast PreTrainedTokenizer "
+        "PreTrainedTokenizerBase PreTrainedTokenizerFast"
+    ),
+    "training.arguments": "TrainingArguments",
+    "training.run": "train",
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+
+# Modules that `import quintet` alone makes reachable, `quintet.modeling_outputs.X` for one.
+_MODULES = {path.partition(".")[0] for path in [*_HOMES, *paths.ALIASES, "family", "hub", "models", "training"]}
+
+paths.install()
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME_OF:
+        value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+        globals()[name] = value
+        return value
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
+    from quintet.errors import suggest
+
+    hint = "" if name.startswith("_") else suggest(name, _HOME_OF)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}.{hint}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME_OF, *_MODULES})
