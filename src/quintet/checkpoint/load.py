@@ -8,7 +8,7 @@ more than the result and one tensor.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -232,10 +232,15 @@ def load_weights(
         slots[name].put(_converted(opened, key, keep, device))
     _share(slots, plan, ties)
     mismatched = {name for name, _, _ in report.mismatched_keys}
-    given = {name for group in ties for name in group if any(other in plan for other in group)} | plan.keys()
-    report.missing_keys = slots.keys() - given - mismatched
-    _fill(model, slots, (report.missing_keys | mismatched) - given, ties, dtype, device, initialise)
+    given = _with_ties(plan.keys(), ties)
+    report.missing_keys = slots.keys() - given - _with_ties(mismatched, ties)
+    _fill(slots, slots.keys() - given, ties, dtype, device, initialise)
     return report
+
+
+def _with_ties(names: Collection[str], ties: list[list[str]]) -> set[str]:
+    """Add to some names those that share their tensors."""
+    return {*names, *(name for group in ties if any(other in names for other in group) for name in group)}
 
 
 def _plan(
@@ -254,12 +259,17 @@ def _plan(
             if name in plan:
                 report.unexpected_keys.add(plan[name])
             plan[name] = key
+    if slots and not plan and report.unexpected_keys:
+        raise CheckpointError(
+            f"The checkpoint has no tensor of this model: it has {_some(report.unexpected_keys)}, and the model wants "
+            f"{_some(slots)}. It belongs to another family or class."
+        )
     for name, key in list(plan.items()):
         wanted, got = slots[name].tensor, source.dtype(key)
         if source.shape(key) != tuple(wanted.shape):
             report.mismatched_keys.add((name, source.shape(key), tuple(wanted.shape)))
             del plan[name]
-        elif (wanted.is_floating_point() or wanted.is_complex()) != (got.is_floating_point or got.is_complex):
+        elif _kind(wanted.dtype) != _kind(got):
             raise CheckpointError(
                 f"Tensor '{key}' is {got} in the checkpoint, and the model wants {wanted.dtype} for '{name}'. "
                 "The checkpoint is damaged, or quantised in a way this model does not know."
@@ -268,11 +278,24 @@ def _plan(
         shown = sorted(report.mismatched_keys)
         words = "; ".join(f"'{name}' is {list(got)}, model {list(want)}" for name, got, want in shown[:6])
         raise CheckpointError(
-            f"{len(shown)} tensors have another shape in the checkpoint than in the model: {words}"
-            f"{'; ...' if len(shown) > 6 else ''}. Make the configuration fit (vocab_size, num_labels, ...), or pass "
-            "ignore_mismatched_sizes=True to initialise them anew."
+            f"{len(shown)} {'tensor has' if len(shown) == 1 else 'tensors have'} another shape in the checkpoint than "
+            f"in the model: {words}{'; ...' if len(shown) > 6 else ''}. Make the configuration fit (vocab_size, "
+            "num_labels, ...), or pass ignore_mismatched_sizes=True to initialise them anew."
         )
     return plan, report
+
+
+def _some(names: Iterable[str]) -> str:
+    shown = sorted(names)
+    return ", ".join(f"'{name}'" for name in shown[:3]) + (", ..." if len(shown) > 3 else "")
+
+
+def _kind(dtype: torch.dtype) -> str:
+    if dtype.is_complex:
+        return "complex"
+    if dtype.is_floating_point:
+        return "float" if dtype.itemsize > 1 else "packed"
+    return "integer"
 
 
 def _ties(slots: dict[str, _Slot]) -> list[list[str]]:
@@ -319,7 +342,6 @@ def _share(slots: dict[str, _Slot], plan: Mapping[str, str], ties: list[list[str
 
 
 def _fill(
-    model: nn.Module,
     slots: dict[str, _Slot],
     missing: set[str],
     ties: list[list[str]],
