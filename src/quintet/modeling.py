@@ -12,6 +12,7 @@ from torch import nn
 from quintet.checkpoint.options import parse_dtype
 from quintet.checkpoint.pretrained import LoadSave
 from quintet.config import PreTrainedConfig
+from quintet.embeddings import Embeddings
 from quintet.errors import ConfigError, InputError
 from quintet.generation import GenerationConfig
 from quintet.layers.attention import check_backend
@@ -24,7 +25,7 @@ OutputT = TypeVar("OutputT", bound=ModelOutput)
 ModelT = TypeVar("ModelT", bound="PreTrainedModel")
 
 
-class PreTrainedModel(LoadSave):
+class PreTrainedModel(Embeddings, LoadSave):
     """Base of every model.
 
     Args:
