@@ -229,7 +229,7 @@ def load_weights(
     device = torch.device(device)
     for name, key in plan.items():
         keep = torch.float32 if dtype is not None and stays_float32(rules, name) else dtype
-        slots[name].put(_converted(opened, key, keep, device))
+        slots[name].put(_converted(opened, key, keep, device, getattr(slots[name].module, "lay_out", None)))
     _share(slots, plan, ties)
     mismatched = {name for name, _, _ in report.mismatched_keys}
     given = _with_ties(plan.keys(), ties)
@@ -318,11 +318,20 @@ def _untie_different(source: TensorSource, plan: dict[str, str], ties: list[list
                 report.untied_keys.add((first, name))
 
 
-def _converted(source: TensorSource, key: str, dtype: torch.dtype | None, device: torch.device) -> torch.Tensor:
+def _converted(
+    source: TensorSource,
+    key: str,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    lay_out: Callable[[torch.Tensor], torch.Tensor] | None,
+) -> torch.Tensor:
+    """Fetch a tensor in the wanted type, on its device, in the memory order that its module computes fastest with."""
     tensor = source.get(key)
     held = tensor.dtype
     target = dtype if dtype is not None and held.is_floating_point and held.itemsize > 1 else held
     moved = tensor.to(device=device, dtype=target)
+    if lay_out is not None:
+        moved = lay_out(moved)
     if moved.device != tensor.device or moved.data_ptr() != tensor.data_ptr():
         del tensor
         source.release(key)

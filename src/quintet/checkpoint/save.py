@@ -138,16 +138,20 @@ def _nbytes(tensor: torch.Tensor) -> int:
 
 
 def _split(tensors: dict[str, torch.Tensor], limit: int) -> list[dict[str, torch.Tensor]]:
-    """Fill files in the order of the state dict, none above the limit unless one tensor alone is."""
-    shards: list[dict[str, torch.Tensor]] = [{}]
+    """Fill files in the order of the state dict; a tensor above the limit gets one of its own at once."""
+    shards: list[dict[str, torch.Tensor]] = []
+    current: dict[str, torch.Tensor] = {}
     size = 0
     for name, tensor in tensors.items():
-        if shards[-1] and size + _nbytes(tensor) > limit:
-            shards.append({})
-            size = 0
-        shards[-1][name] = tensor
+        if _nbytes(tensor) > limit:
+            shards.append({name: tensor})
+            continue
+        if current and size + _nbytes(tensor) > limit:
+            shards.append(current)
+            current, size = {}, 0
+        current[name] = tensor
         size += _nbytes(tensor)
-    return shards
+    return [*shards, current] if current or not shards else shards
 
 
 def _shard_names(count: int, variant: str | None) -> list[str]:
@@ -197,14 +201,14 @@ def _write_file(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [position, end]}
         position = end
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-    text += b" " * (
-        -(8 + len(text)) % _ALIGNMENT
-    )  # the data begins on a cache line: faster vector loads from a mapping
+    # the data begins on a cache line, which makes vector loads from a mapping faster
+    text += b" " * (-(8 + len(text)) % _ALIGNMENT)
     with open(path, "xb", buffering=0) as file:
         _write_all(file.fileno(), len(text).to_bytes(8, "little") + text)
         for name in order:
             plain = tensors[name].detach().resolve_conj().resolve_neg().to("cpu").contiguous()
-            _write_all(file.fileno(), plain.reshape(-1).view(torch.uint8).numpy().data)
+            flat = plain.as_strided((plain.numel(),), (1,))  # a single element may have any stride, bytes may not
+            _write_all(file.fileno(), flat.view(torch.uint8).numpy().data)
 
 
 def _write_all(descriptor: int, data: bytes | memoryview) -> None:
