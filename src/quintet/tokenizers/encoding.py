@@ -182,7 +182,9 @@ class BatchEncoding(UserDict[str, Any]):
     def _token(self, first: int, second: int | None, method: str) -> tuple[Encoding, int]:
         row, token = (0, first) if second is None else (first, second)
         encoding = self._row(row, method)
-        return encoding, token + len(encoding) if token < 0 else token
+        if not -len(encoding) <= token < len(encoding):
+            raise TokenizerError(f"{method}(): there is no token {token}; row {row} has {len(encoding)}.")
+        return encoding, token % len(encoding)
 
     # --- tensors ------------------------------------------------------------------------------------------------------
 
