@@ -6,14 +6,15 @@ No torch at import; the functions that need it say so and import it themselves.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any, NoReturn
 
-from quintet.errors import UsageError, suggest
+from quintet.errors import InputError, UsageError, nearest, suggest
 
 __all__ = [
     "BUNDLED_MODEL",
@@ -24,15 +25,18 @@ __all__ = [
     "add_machine_options",
     "choose_device",
     "fraction",
+    "messages_on_stderr",
     "one_line",
     "positive_float",
     "positive_int",
     "print_json",
     "print_table",
     "printable",
+    "read_input",
     "set_threads",
     "show_progress",
     "style",
+    "suggest_option",
     "use_color",
     "whole_number",
 ]
@@ -62,7 +66,7 @@ class CommandParser(argparse.ArgumentParser):
             options = [word.split("=")[0] for word in extra if word.startswith("-")]
             if not options:
                 self.error(f"unexpected argument {extra[0]!r}.")
-            self.error(f"unknown option {options[0]!r}.{suggest(options[0], self._option_string_actions)}")
+            self.error(f"unknown option {options[0]!r}.{suggest_option(options[0], self._option_string_actions)}")
         return parsed
 
     def error(self, message: str) -> NoReturn:
@@ -71,6 +75,15 @@ class CommandParser(argparse.ArgumentParser):
         hint = suggest(choice[1], re.split(r"[', ]+", choice[2])) if choice else ""
         message = message if message.endswith((".", "?")) else message + "."
         raise UsageError(f"{message}{hint} See '{self.prog} --help'.")
+
+
+def suggest_option(word: str, options: Iterable[str]) -> str:
+    """Return `" Did you mean '--x'?"` for the option that `word` begins, or that looks like it, or an empty string."""
+    names = [option[2:] for option in options if option.startswith("--")]
+    name = word.lstrip("-")
+    begun = [option for option in names if len(name) > 2 and option.startswith(name)]
+    near = min(begun, key=len) if begun else nearest(name, names)
+    return f" Did you mean '--{near}'?" if near else ""
 
 
 def add_examples(parser: argparse.ArgumentParser, *examples: str) -> None:
@@ -150,6 +163,32 @@ def set_threads(number: int | None) -> None:
         torch.set_num_threads(number)
 
 
+def read_input(file: str, limit: int) -> str:
+    """Return the text of a UTF-8 file, or of stdin for "-", exactly as it is.
+
+    Args:
+        file: Path, or "-".
+        limit: Bytes at most, so that `/dev/zero` and endless pipes do not fill the memory.
+
+    Raises:
+        InputError: it is larger, or not UTF-8.
+        OSError: there is no such file, or it cannot be read.
+    """
+    if file == "-":
+        name, data = "stdin", b"" if sys.stdin is None else sys.stdin.buffer.read(limit + 1)
+    else:
+        with open(file, "rb") as stream:
+            name, data = f"'{file}'", stream.read(limit + 1)
+    if len(data) > limit:
+        raise InputError(f"{name} is larger than {limit >> 20} MiB. Give a shorter text.")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{name} is not UTF-8 text: byte {error.start} is 0x{data[error.start]:02x}. Convert it to UTF-8."
+        ) from None
+
+
 def use_color(stream: IO[str]) -> bool:
     """Whether `stream` should get colours: NO_COLOR, then FORCE_COLOR, then whether it is a terminal."""
     if os.environ.get("NO_COLOR"):
@@ -181,6 +220,29 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
     """Return `text` as one printable line."""
     return " ".join(printable(text).split())
+
+
+@contextlib.contextmanager
+def messages_on_stderr() -> Iterator[None]:
+    """Show warnings and the library's log records as `quintet: warning: ...`, without file names and source lines."""
+    import logging
+    import warnings
+
+    def show(text: str) -> None:
+        print(f"{style('quintet: warning:', 'yellow', sys.stderr)} {printable(text)}", file=sys.stderr)
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            show(record.getMessage())
+
+    logger, handler = logging.getLogger("quintet"), Handler(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *rest, **kwargs: show(one_line(str(message)))
+        logger.addHandler(handler)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
 
 
 def print_json(record: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ import platform
 import sys
 from typing import Any
 
+from quintet import __version__
 from quintet.cli import machine
 from quintet.cli.common import add_examples, add_json, print_json, print_table
 
@@ -45,7 +46,7 @@ def collect(*, bandwidth: bool = True) -> dict[str, Any]:
     from quintet.layers.attention import BACKENDS
 
     return {
-        "versions": machine.library_versions(),
+        "versions": {"quintet": __version__, **machine.library_versions()},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": machine.cpu(),
@@ -82,7 +83,7 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         + [f"CUDA {torch_facts['cuda']}" if torch_facts["cuda"] else "no CUDA"]
     )
     rows = [
-        ("quintet", str(versions.pop("quintet") or "not installed, run from its source")),
+        ("quintet", versions.pop("quintet")),
         ("Python", f"{facts['python']} ({facts['executable']})"),
         ("system", facts["platform"]),
         ("libraries", ", ".join(f"{name} {number}" for name, number in versions.items() if number)),

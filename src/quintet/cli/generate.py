@@ -22,6 +22,7 @@ from quintet.cli.common import (
     positive_int,
     print_json,
     printable,
+    read_input,
     set_threads,
     style,
     whole_number,
@@ -137,11 +138,10 @@ def read_prompt(args: argparse.Namespace) -> str:
     if args.prompt is not None and args.prompt != "-":
         return str(args.prompt)
     if args.file is not None and args.file != "-":
-        with open(args.file, "rb") as file:
-            return _decode(file.read(MAX_PROMPT_BYTES + 1), args.file)
+        return _without_edges(read_input(args.file, MAX_PROMPT_BYTES))
     asked = args.prompt == "-" or args.file == "-"
-    if sys.stdin is not None and (asked or not sys.stdin.isatty()):
-        text = _decode(sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1), "stdin")
+    if asked or (sys.stdin is not None and not sys.stdin.isatty()):
+        text = _without_edges(read_input("-", MAX_PROMPT_BYTES))
         if text.strip():
             return text
     if args.model == BUNDLED_MODEL and not asked:
@@ -149,23 +149,14 @@ def read_prompt(args: argparse.Namespace) -> str:
     raise UsageError('no prompt. Give one: quintet generate "Once upon a time", --file FILE, or text on stdin.')
 
 
-def _decode(data: bytes, source: str) -> str:
-    """Decode a prompt file; the newline that every text file ends with is no part of the prompt."""
-    if len(data) > MAX_PROMPT_BYTES:
-        raise InputError(f"the prompt in {source} is larger than {MAX_PROMPT_BYTES >> 20} MiB. Give a shorter text.")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"the prompt in {source} is not UTF-8 text: byte {error.start} is 0x{data[error.start]:02x}. "
-            "Convert it to UTF-8."
-        ) from None
-    return text.replace("\r\n", "\n").removesuffix("\n")
+def _without_edges(text: str) -> str:
+    """A prompt without what a text file has and a prompt has not: a byte-order mark, the newline at its end."""
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").removesuffix("\n")
 
 
 def _encode(tokenizer: Any, prompt: str) -> list[int]:
     """Token ids of the prompt; an empty one becomes the token that begins a text."""
-    ids = list(tokenizer(prompt)["input_ids"])
+    ids = list(tokenizer(prompt, verbose=False)["input_ids"])
     if not ids and tokenizer.bos_token_id is not None:
         ids = [tokenizer.bos_token_id]
     if not ids:
@@ -218,10 +209,11 @@ class StopFilter:
         if self.stopped:
             return
         pending = self._held + piece
-        found = [at for stop in self._stops if (at := pending.find(stop)) >= 0]
+        # The stop that is complete first wins, as if the text came one character at a time.
+        found = [(at + len(stop), at) for stop in self._stops if (at := pending.find(stop)) >= 0]
         if found:
             self.stopped = True
-            ready, self._held = pending[: min(found)], ""
+            ready, self._held = pending[: min(found)[1]], ""
         else:
             keep = 0 if end else max((_overlap(pending, stop) for stop in self._stops), default=0)
             ready, self._held = pending[: len(pending) - keep], pending[len(pending) - keep :]

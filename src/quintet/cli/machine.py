@@ -26,7 +26,7 @@ LIBRARIES = ("torch", "safetensors", "tokenizers", "huggingface_hub", "numpy", "
 
 
 def library_versions() -> dict[str, str | None]:
-    """Installed versions of quintet and what it uses, without importing any of it; None where one is not installed."""
+    """Installed versions of what quintet uses, without importing any of it; None where one is not installed."""
     from importlib.metadata import PackageNotFoundError, version
 
     def installed(name: str) -> str | None:
@@ -35,7 +35,7 @@ def library_versions() -> dict[str, str | None]:
         except PackageNotFoundError:
             return None
 
-    return {name: installed(name) for name in ("quintet", *LIBRARIES)}
+    return {name: installed(name) for name in LIBRARIES}
 
 
 def cpu() -> dict[str, Any]:

@@ -11,10 +11,10 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from quintet import __version__
 from quintet.errors import QuintetError, UsageError, suggest
 
 __all__ = ["COMMANDS", "Command", "main"]
@@ -47,9 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in _before_double_dash(arguments)
     try:
-        with warnings.catch_warnings():
-            warnings.showwarning = _show_warning
-            code = _dispatch(arguments)
+        code = _dispatch(arguments)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
@@ -75,12 +73,14 @@ def _dispatch(arguments: list[str]) -> int:
             print(_overview())
             return EXIT_OK
         if argument in ("-V", "--version"):
-            print(_version())
+            print(f"quintet {__version__}")
             return EXIT_OK
         if argument == "--debug":
             continue
         if argument.startswith("-"):
-            hint = suggest(argument, GLOBAL_OPTIONS) or " A command's own options come after its name."
+            from quintet.cli.common import suggest_option
+
+            hint = suggest_option(argument, GLOBAL_OPTIONS) or " A command's own options come after its name."
             raise UsageError(f"unknown option {argument!r} before the command.{hint} See 'quintet --help'.")
         name, rest = argument, arguments[index + 1 :]
         break
@@ -96,7 +96,7 @@ def _dispatch(arguments: list[str]) -> int:
         hint = suggest(name, COMMANDS) or f" The commands are {', '.join(COMMANDS)}."
         raise UsageError(f"unknown command {name!r}.{hint} See 'quintet --help'.")
 
-    from quintet.cli.common import CommandParser
+    from quintet.cli.common import CommandParser, messages_on_stderr
 
     module = importlib.import_module(COMMANDS[name].module)
     parser = CommandParser(prog=f"quintet {name}", description=COMMANDS[name].help.capitalize() + ".")
@@ -106,7 +106,8 @@ def _dispatch(arguments: list[str]) -> int:
         args = parser.parse_args(rest)
     except SystemExit as stop:  # argparse leaves this way after --help
         return int(stop.code or 0)
-    return int(module.run(args))
+    with messages_on_stderr():
+        return int(module.run(args))
 
 
 def _overview() -> str:
@@ -131,12 +132,6 @@ examples:
   quintet bench storyteller --json"""
 
 
-def _version() -> str:
-    from importlib.metadata import version
-
-    return f"quintet {version('quintet')}"
-
-
 def _report(error: Exception, *, debug: bool) -> int:
     """Print `error` on one line of stderr and return the exit code that it means."""
     from quintet.cli.common import one_line, style
@@ -153,13 +148,6 @@ def _report(error: Exception, *, debug: bool) -> int:
             text += " (run again with --debug for the trace)"
     print(f"{style('quintet: error:', 'red', sys.stderr)} {one_line(text)}", file=sys.stderr)
     return EXIT_USAGE if isinstance(error, UsageError) else EXIT_ERROR
-
-
-def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-    """Print a warning as one line, without the file and source line that only a developer wants."""
-    from quintet.cli.common import one_line, style
-
-    print(f"{style('quintet: warning:', 'yellow', sys.stderr)} {one_line(str(message))}", file=sys.stderr)
 
 
 def _before_double_dash(arguments: list[str]) -> list[str]:
