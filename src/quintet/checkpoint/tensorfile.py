@@ -13,7 +13,7 @@ from quintet.checkpoint.header import Header, TensorInfo, header_length, parse_h
 from quintet.errors import CheckpointError, suggest
 from quintet.hub import open_regular
 
-__all__ = ["DTYPES", "DTYPE_NAMES", "TensorFile"]
+__all__ = ["DTYPES", "DTYPE_NAMES", "TensorFile", "read_header"]
 
 _NAMES = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "U32": "uint32", "I32": "int32",
@@ -51,8 +51,7 @@ class TensorFile:
         descriptor = open_regular(path)
         try:
             size = os.fstat(descriptor).st_size
-            length = header_length(_read(descriptor, 8, 0), size, str(path))
-            header = parse_header(_read(descriptor, length, 8), size - 8 - length, str(path))
+            header = _header(descriptor, size, path)
             unknown = {info.dtype for info in header.tensors.values()} - DTYPES.keys()
             if unknown:
                 raise CheckpointError(
@@ -130,6 +129,25 @@ class TensorFile:
             raise CheckpointError(
                 f"'{self.path}' has no tensor '{key}'.{suggest(key, self.keys())} It has {len(self)} tensors."
             ) from None
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """Return the checked header of a safetensors file, its data neither mapped nor read.
+
+    Raises:
+        HubError: There is no such file.
+        CheckpointError: It is not a sound safetensors file.
+    """
+    descriptor = open_regular(path)
+    try:
+        return _header(descriptor, os.fstat(descriptor).st_size, Path(path))
+    finally:
+        os.close(descriptor)
+
+
+def _header(descriptor: int, size: int, path: Path) -> Header:
+    length = header_length(_read(descriptor, 8, 0), size, str(path))
+    return parse_header(_read(descriptor, length, 8), size - 8 - length, str(path))
 
 
 def _map(descriptor: int, size: int) -> mmap.mmap | bytearray:

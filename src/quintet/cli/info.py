@@ -91,13 +91,13 @@ def _kv_values_per_token(config: Any) -> int:
 
 def _weights(folder: Path) -> dict[str, Any] | None:
     """Files, bytes and number formats of the stored tensors; None where only the configuration is here."""
-    from quintet.checkpoint import TensorFile, find_weights
+    from quintet.checkpoint import find_weights, read_header
 
     try:
         files = find_weights(folder)
     except HubError:
         return None
-    tensors = [info for path in files for info in TensorFile.open(path).header.tensors.values()]
+    tensors = [info for path in files for info in read_header(path).tensors.values()]
     stored: dict[str, int] = {}
     for info in tensors:
         stored[info.dtype] = stored.get(info.dtype, 0) + info.end - info.begin
@@ -113,10 +113,10 @@ def _tokenizer(folder: Path) -> dict[str, Any] | None:
     """Class and size of the tokenizer; None where there is none, the reason where it cannot be read."""
     from quintet.tokenizers.auto import AutoTokenizer
 
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer_config.json")):
+        return None
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except HubError:
-        return None
     except QuintetError as error:
         return {"error": str(error)}
     return {"class": type(tokenizer).__name__, "tokens": len(tokenizer)}
