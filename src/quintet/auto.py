@@ -109,7 +109,8 @@ class AutoConfig:
 
 def _guess(data: dict[str, Any], where: str) -> str:
     """Name the family of a config.json from before `model_type` existed, by its architectures."""
-    for architecture in data.get("architectures") or ():
+    architectures = data.get("architectures")
+    for architecture in architectures if isinstance(architectures, list) else ():
         for model_type in _files():
             if re.sub(r"[-_]", "", model_type) in str(architecture).lower():
                 return model_type

@@ -10,121 +10,26 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import os
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from quintet.errors import ConfigError, suggest
 from quintet.hub import read_json, resolve_folder, write_text_atomic
+from quintet.rules import Choice, Flag, Heads, Integer, Names, Rule, Text, TokenIds, int_keys
 
-__all__ = ["Choice", "Flag", "Integer", "Number", "PreTrainedConfig", "PretrainedConfig", "Rule"]
+__all__ = ["PreTrainedConfig", "PretrainedConfig"]
 
 CONFIG_NAME = "config.json"
-# Larger than any model that a machine can hold; it keeps a hostile size from reaching an allocation.
-MAX_SIZE = 2**31 - 1
 # Keys that would name code: never kept, never written back.
 REMOTE_CODE_KEYS = ("auto_map", "trust_remote_code", "custom_pipelines")
+# Keywords of from_pretrained that say where to look.
+HUB_KEYS = ("cache_dir", "force_download", "revision", "local_files_only", "token", "subfolder")
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 TRANSFORMERS_VERSION = "4.56.2"
 
 ConfigT = TypeVar("ConfigT", bound="PreTrainedConfig")
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What one field may hold; `optional` lets it be None."""
-
-    optional: bool = field(default=False, kw_only=True)
-
-    def problem(self, value: Any) -> str | None:
-        """Return what is allowed when `value` is not, else None."""
-        raise NotImplementedError  # pragma: no cover - every rule below answers
-
-    def check(self, owner: str, name: str, value: Any) -> None:
-        """Raise ConfigError when `value` is not allowed for field `name` of `owner`."""
-        if value is None and self.optional:
-            return
-        allowed = self.problem(value)
-        if allowed:
-            none = " or None" if self.optional else ""
-            raise ConfigError(
-                f"{owner}: {name} is {value!r}, but must be {allowed}{none}. Correct it in config.json or the call."
-            )
-
-
-@dataclass(frozen=True)
-class Integer(Rule):
-    """An int (never a bool) from `minimum` to `maximum`."""
-
-    minimum: int = 1
-    maximum: int = MAX_SIZE
-
-    def problem(self, value: Any) -> str | None:
-        """See Rule."""
-        if isinstance(value, int) and not isinstance(value, bool) and self.minimum <= value <= self.maximum:
-            return None
-        return f"an integer from {self.minimum} to {self.maximum}"
-
-
-@dataclass(frozen=True)
-class Number(Rule):
-    """A finite int or float from `minimum` to `maximum`."""
-
-    minimum: float = 0.0
-    maximum: float = math.inf
-
-    def problem(self, value: Any) -> str | None:
-        """See Rule."""
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-            if self.minimum <= value <= self.maximum:
-                return None
-        limit = "" if math.isinf(self.maximum) else f" to {self.maximum:g}"
-        return (
-            f"a finite number from {self.minimum:g}{limit}"
-            if limit
-            else f"a finite number of at least {self.minimum:g}"
-        )
-
-
-@dataclass(frozen=True)
-class Flag(Rule):
-    """True or False."""
-
-    def problem(self, value: Any) -> str | None:
-        """See Rule."""
-        return None if isinstance(value, bool) else "true or false"
-
-
-@dataclass(frozen=True)
-class Choice(Rule):
-    """One of a list of strings; the error suggests the nearest."""
-
-    options: tuple[str, ...] = ()
-
-    def problem(self, value: Any) -> str | None:
-        """See Rule."""
-        if isinstance(value, str) and value in self.options:
-            return None
-        hint = suggest(value, self.options) if isinstance(value, str) else ""
-        return f"one of {', '.join(self.options)}{hint}"
-
-
-@dataclass(frozen=True)
-class TokenIds(Rule):
-    """A token id, or a list of them."""
-
-    optional: bool = field(default=True, kw_only=True)
-
-    def problem(self, value: Any) -> str | None:
-        """See Rule."""
-        values = value if isinstance(value, list) and value else [value]
-        # Negative ids are kept: published configs use -1 for "none", and a vocabulary check happens where ids are used.
-        if all(isinstance(v, int) and not isinstance(v, bool) and -MAX_SIZE <= v <= MAX_SIZE for v in values):
-            return None
-        return "an integer or a list of integers"
 
 
 COMMON_RULES: dict[str, Rule] = {
@@ -135,6 +40,8 @@ COMMON_RULES: dict[str, Rule] = {
     "is_encoder_decoder": Flag(),
     "is_decoder": Flag(),
     "add_cross_attention": Flag(),
+    "architectures": Names(optional=True),
+    "pruned_heads": Heads(),
     "problem_type": Choice(optional=True, options=PROBLEM_TYPES),
     "dtype": Choice(optional=True, options=DTYPES),
     "bos_token_id": TokenIds(),
@@ -202,18 +109,20 @@ class PreTrainedConfig:
         self.bos_token_id = bos_token_id
         self.eos_token_id = eos_token_id
         self.pad_token_id = pad_token_id
-        self.pruned_heads = {int(layer): list(heads) for layer, heads in (pruned_heads or {}).items()}
+        self.pruned_heads: Any = int_keys(pruned_heads or {})
         self._set_labels(num_labels, id2label, label2id)
         self._name_or_path = str(kwargs.pop("_name_or_path", kwargs.pop("name_or_path", "")) or "")
         self._attn_implementation = attn_implementation or "sdpa"
+        Text().check(type(self).__name__, "attn_implementation", self._attn_implementation)
         kwargs.pop("model_type", None)
         for key, value in kwargs.items():
             # A private key could reach machinery that a file must not steer (CVE-2026-4372), so it is dropped unread.
             if key.startswith("_") or key in REMOTE_CODE_KEYS or key == "transformers_version":
                 continue
-            if isinstance(getattr(type(self), key, None), property) and not hasattr(type(self), "__set__"):
+            known = getattr(type(self), key, None)
+            if isinstance(known, property) and known.fset is None:  # derived from other fields
                 continue
-            if callable(getattr(type(self), key, None)):
+            if callable(known):
                 raise ConfigError(
                     f"{type(self).__name__}: the key {key!r} is the name of a method and cannot be a field. Rename it."
                 )
@@ -223,21 +132,22 @@ class PreTrainedConfig:
     def _set_labels(
         self, num_labels: int | None, id2label: dict[Any, str] | None, label2id: dict[str, int] | None
     ) -> None:
+        owner = type(self).__name__
         if id2label is not None:
-            if not isinstance(id2label, dict):
-                raise ConfigError(f"{type(self).__name__}: id2label is {id2label!r}, but must be an object or None.")
-            try:
-                self.id2label = {int(key): value for key, value in id2label.items()}
-            except (TypeError, ValueError) as error:
+            names = int_keys(id2label)
+            if not isinstance(names, dict) or not all(type(k) is int and isinstance(v, str) for k, v in names.items()):
                 raise ConfigError(
-                    f"{type(self).__name__}: id2label has a key that is not an integer ({error}). "
-                    "Use the class numbers as keys."
-                ) from None
-            self.label2id = dict(label2id) if label2id else {name: index for index, name in self.id2label.items()}
+                    f"{owner}: id2label is {id2label!r}, but must be an object with class numbers as keys and names "
+                    'as values, such as {"0": "no", "1": "yes"}, or None.'
+                )
+            self.id2label = names
+            self.label2id = {name: index for index, name in names.items()}
         else:
             self.num_labels = 2 if num_labels is None else num_labels
-            if label2id is not None:
-                self.label2id = dict(label2id)
+        if label2id:
+            if not isinstance(label2id, dict):
+                raise ConfigError(f"{owner}: label2id is {label2id!r}, but must be an object or None.")
+            self.label2id = dict(label2id)
 
     @property
     def num_labels(self) -> int:
@@ -281,7 +191,8 @@ class PreTrainedConfig:
         target = type(self).attribute_map.get(key)
         if target is None or key.startswith("__"):
             raise AttributeError(
-                f"{type(self).__name__} has no field {key!r}.{suggest(key, [*self.__dict__, *self.attribute_map])}"
+                f"{type(self).__name__} has no field {key!r}."
+                f"{suggest(key, [*self.__dict__, *type(self).attribute_map])}"
             )
         return getattr(self, target)
 
@@ -299,7 +210,8 @@ class PreTrainedConfig:
         Raises:
             ConfigError: naming the field, its value and what is allowed.
         """
-        for name, rule in {**COMMON_RULES, **self.rules}.items():
+        # The class's rules: a file may hold a key of that name.
+        for name, rule in {**COMMON_RULES, **type(self).rules}.items():
             rule.check(type(self).__name__, name, getattr(self, name, None))
 
     def to_dict(self) -> dict[str, Any]:
@@ -312,13 +224,13 @@ class PreTrainedConfig:
         return out
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """Return the fields that differ from the base defaults, and all fields that the family itself defines."""
-        base = PreTrainedConfig().to_dict()
-        own = set(self.rules)
+        """Return the fields that the family defines or changes, and those that differ from the base defaults."""
+        base, family = PreTrainedConfig().to_dict(), type(self)().to_dict()
+        always = {*type(self).rules, "model_type", "transformers_version"}
         return {
             key: value
             for key, value in self.to_dict().items()
-            if key in own or key in ("model_type", "transformers_version") or key not in base or base[key] != value
+            if key in always or key not in base or base[key] != value or family.get(key) != value
         }
 
     def to_json_string(self, use_diff: bool = True) -> str:
@@ -410,6 +322,8 @@ class PreTrainedConfig:
     def from_dict(cls: type[ConfigT], config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Make a configuration from a dict; keywords that name fields override, the others are unused."""
         return_unused = kwargs.pop("return_unused_kwargs", False)
+        if "self" in config_dict:  # the one name that no keyword can have
+            raise ConfigError(f"{cls.__name__}: the key 'self' cannot be a field. Remove it from config.json.")
         for old, new in {"torch_dtype": "dtype"}.items():
             if old in config_dict and config_dict.get(new) is None:
                 config_dict = {**config_dict, new: config_dict[old]}
@@ -429,7 +343,5 @@ class PreTrainedConfig:
             raise ConfigError(f"{cls.__name__} has no field {name!r}.{suggest(name, known)} Remove it or correct it.")
         return config
 
-
-HUB_KEYS = ("cache_dir", "revision", "local_files_only", "token", "subfolder")
 
 PretrainedConfig = PreTrainedConfig

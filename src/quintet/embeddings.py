@@ -26,7 +26,7 @@ class Embeddings(nn.Module):
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the token embedding."""
-        return self._base().get_input_embeddings()  # type: ignore[no-any-return]
+        return self._base().get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the token embedding."""
@@ -75,10 +75,10 @@ class Embeddings(nn.Module):
         old = self.get_input_embeddings()
         assert isinstance(old, nn.Embedding), "token embeddings are nn.Embedding"
         size = old.num_embeddings if new_num_tokens is None else new_num_tokens
-        for name, value in {"new_num_tokens": size, "pad_to_multiple_of": pad_to_multiple_of or 1}.items():
+        multiple = 1 if pad_to_multiple_of is None else pad_to_multiple_of
+        for name, value in {"new_num_tokens": size, "pad_to_multiple_of": multiple}.items():
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InputError(f"{name} is {value!r}, but must be an integer of at least 1.")
-        multiple = pad_to_multiple_of or 1
         size = -(-size // multiple) * multiple
         if size == old.num_embeddings:
             return old
@@ -103,7 +103,7 @@ class Embeddings(nn.Module):
                 bias[:kept] = head.bias.detach()[:kept]
                 head.bias = nn.Parameter(bias, head.bias.requires_grad)
             head.out_features = size
-        self.config.vocab_size = size  # type: ignore[attr-defined]
+        self.config.vocab_size = size
         return embedding
 
 
@@ -128,6 +128,8 @@ def _like(weight: torch.Tensor, rows: int) -> torch.Tensor:
     old = weight.detach().float()
     mean = old.mean(0)  # (E,)
     centred = old - mean
-    # A sample z @ centred / sqrt(V) has the covariance of the rows, and needs no factorisation that could fail.
-    z = torch.randn(rows, old.shape[0], device=old.device)
-    return mean + (1e-9**0.5) * (z @ centred) / old.shape[0] ** 0.5
+    # By eigenvectors, since a Cholesky factor does not exist when there are fewer rows than dimensions:
+    # covariance = vectors diag(values) vectors^T
+    values, vectors = torch.linalg.eigh(centred.T @ centred / old.shape[0])
+    z = torch.randn(rows, old.shape[1], device=old.device)
+    return mean + (1e-9**0.5) * (z * values.clamp_min(0).sqrt()) @ vectors.T  # (rows, E)

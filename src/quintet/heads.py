@@ -173,7 +173,7 @@ class SequenceSummary(nn.Module):
         name = config.summary_activation
         self.activation = get_activation(name) if name == "tanh" else nn.Identity()
         self.first_dropout = nn.Dropout(config.summary_first_dropout)
-        self.last_dropout = nn.Dropout(getattr(config, "summary_last_dropout", 0.0))
+        self.last_dropout = nn.Dropout(getattr(config, "summary_last_dropout", None) or 0.0)
 
     def forward(self, hidden_states: torch.Tensor, cls_index: torch.Tensor | None = None) -> torch.Tensor:
         """Summarise (..., T, D).

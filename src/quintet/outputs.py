@@ -40,6 +40,12 @@ class ModelOutput(OrderedDict[str, Any]):
         _pytree.register_pytree_node(cls, _flatten, lambda values, keys: cls(**dict(zip(keys, values, strict=True))))
 
     def __post_init__(self) -> None:
+        self.__dict__["_made"] = True
+        self._follow()
+
+    def _follow(self) -> None:
+        """Let the dict hold the present fields, in the order of the fields."""
+        super().clear()
         for field in fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
             if value is not None:
@@ -49,19 +55,20 @@ class ModelOutput(OrderedDict[str, Any]):
         return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
 
     def __setitem__(self, key: str, value: Any) -> None:
+        names = [field.name for field in fields(self)]  # type: ignore[arg-type]
+        if key not in names:
+            raise KeyError(f"{type(self).__name__} has no field {key!r}; it has {', '.join(names)}.")
         setattr(self, key, value)
 
     def __setattr__(self, key: str, value: Any) -> None:
-        # Before __post_init__ the dict is empty; afterwards it follows the attributes.
         super().__setattr__(key, value)
-        if key in self or (value is not None and len(self)):
-            if value is None:
-                super().pop(key, None)
-            else:
-                super().__setitem__(key, value)
+        if "_made" in self.__dict__:  # the fields are all there
+            self._follow()
 
-    def __delitem__(self, key: str) -> None:
-        raise TypeError(f"a {type(self).__name__} is a record: set {key!r} to None instead of deleting it.")
+    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(f"a {type(self).__name__} is a record: set a field to None instead of taking it out.")
+
+    __delitem__ = pop = popitem = clear = setdefault = update = move_to_end = _refuse
 
     def __reduce__(self) -> Any:
         return type(self), tuple(getattr(self, field.name) for field in fields(self))  # type: ignore[arg-type]

@@ -96,4 +96,4 @@ class _Aliases:
 def install() -> None:
     """Let the import system know the table; once, at `import quintet`."""
     if not any(isinstance(finder, _Aliases) for finder in sys.meta_path):
-        sys.meta_path.append(_Aliases())  # type: ignore[arg-type]
+        sys.meta_path.append(_Aliases())

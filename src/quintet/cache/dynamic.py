@@ -26,6 +26,7 @@ class DynamicLayer:
         self.length = 0
         self._keys: torch.Tensor | None = None
         self._values: torch.Tensor | None = None
+        self._own = False  # whether the slabs were made here, so that nobody else's tensor is written to
 
     @property
     def keys(self) -> torch.Tensor | None:
@@ -41,51 +42,67 @@ class DynamicLayer:
         """Append (B, H, T, D) tensors and return everything, (B, H, S + T, D).
 
         Raises:
-            InputError: rows, heads or head size differ from what is stored.
+            InputError: rows, heads, head size, data type or device differ from what is stored.
         """
         if self._keys is None or self._values is None:
             # The first tensors are kept as they came: training pays no copy, and gradients flow through them.
             self._keys, self._values, self.length = keys, values, keys.shape[2]
             return keys, values
-        self._check(keys)
-        if torch.is_grad_enabled() and (keys.requires_grad or self._keys.requires_grad):
+        self._check(keys, values)
+        held = (keys, values, self._keys, self._values)
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in held):
             # A write in place would break the graph; concatenation is the price of gradients through a cache.
             self._keys = torch.cat([self._keys[:, :, : self.length], keys], dim=2)  # (B, H, S + T, D)
             self._values = torch.cat([self._values[:, :, : self.length], values], dim=2)
-            self.length = self._keys.shape[2]
+            self.length, self._own = self._keys.shape[2], False
             return self._keys, self._values
         start, end = self.length, self.length + keys.shape[2]
-        if end > self._keys.shape[2] or (self._keys.is_inference() and not torch.is_inference_mode_enabled()):
+        # Tensors made in inference mode cannot be written to outside it.
+        locked = self._keys.is_inference() and not torch.is_inference_mode_enabled()
+        if end > self._keys.shape[2] or locked or not self._own:
             capacity = end + max(MIN_GROWTH, end // 2)
             self._keys = _grown(self._keys, self.length, capacity)
             self._values = _grown(self._values, self.length, capacity)
+            self._own = True
         self._keys[:, :, start:end] = keys
         self._values[:, :, start:end] = values
         self.length = end
         return self._keys[:, :, :end], self._values[:, :, :end]
 
-    def _check(self, keys: torch.Tensor) -> None:
-        stored = self._keys
-        if stored is not None and (keys.shape[:2] != stored.shape[:2] or keys.shape[3] != stored.shape[3]):
-            raise InputError(
-                f"the cache holds keys of (rows, heads, head size) = {(*stored.shape[:2], stored.shape[3])} and got "
-                f"{(*keys.shape[:2], keys.shape[3])}. Use the cache with the batch it was made for, or select its rows "
-                "with batch_select_indices()."
-            )
+    def _check(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        for name, stored, new in (("keys", self._keys, keys), ("values", self._values, values)):
+            if stored is None:
+                continue
+            if new.shape[:2] != stored.shape[:2] or new.shape[3] != stored.shape[3]:
+                raise InputError(
+                    f"the cache holds {name} of (rows, heads, head size) = {(*stored.shape[:2], stored.shape[3])} and "
+                    f"got {(*new.shape[:2], new.shape[3])}. Use the cache with the batch it was made for, or select "
+                    "its rows with batch_select_indices()."
+                )
+            if new.dtype != stored.dtype or new.device != stored.device:
+                raise InputError(
+                    f"the cache holds {name} in {stored.dtype} on {stored.device} and got {new.dtype} on {new.device}. "
+                    "Use it with the model, and in the autocast mode, it was made with."
+                )
 
     def map_rows(self, rows: torch.Tensor | int) -> None:
         """Select rows by an index tensor, or repeat each row an int number of times."""
         if self._keys is None or self._values is None:
             return
-        keys, values = self._keys[:, :, : self.length], self._values[:, :, : self.length]
+        # The whole slabs, room included: a beam search selects at every token, and would grow them at every token.
+        keys, values = self._keys, self._values
         if isinstance(rows, int):
             self._keys, self._values = keys.repeat_interleave(rows, dim=0), values.repeat_interleave(rows, dim=0)
         else:
             rows = rows.to(keys.device)
             self._keys, self._values = keys.index_select(0, rows), values.index_select(0, rows)
+        self._own = True
 
     def crop(self, max_length: int) -> None:
-        """Keep the first `max_length` tokens, or drop `-max_length` from the end."""
+        """Keep the first `max_length` tokens, or drop `-max_length` from the end.
+
+        The next update writes over what was dropped, also where a view of it is still held.
+        """
         wanted = max_length if max_length >= 0 else max(self.length + max_length, 0)
         self.length = min(self.length, wanted)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -62,6 +63,31 @@ class EncoderDecoderCache(Cache):
         self.cross_attention_cache.reset()
         self.is_updated.clear()
 
+    def to_legacy_cache(self) -> tuple[tuple[torch.Tensor, ...], ...]:
+        """Return the tuple form: for each layer (keys, values) and, once they are computed, those of the encoder.
+
+        Raises:
+            InputError: a store without a tuple form.
+        """
+        tokens, encoder = self.self_attention_cache, self.cross_attention_cache
+        if not isinstance(tokens, DynamicCache) or not isinstance(encoder, DynamicCache):
+            raise InputError("only a pair of DynamicCache has a tuple form; keep the cache as it is.")
+        if not len(encoder):
+            return tokens.to_legacy_cache()
+        return tuple((*own, *other) for own, other in zip(tokens, encoder, strict=True))
+
+    @classmethod
+    def from_legacy_cache(
+        cls, past_key_values: Sequence[tuple[torch.Tensor, ...]] | None = None
+    ) -> EncoderDecoderCache:
+        """Make the pair from its tuple form, two or four tensors for each layer."""
+        layers = list(past_key_values or ())
+        encoder = [(layer[2], layer[3]) for layer in layers if len(layer) == 4]
+        return cls(DynamicCache([(layer[0], layer[1]) for layer in layers]), DynamicCache(encoder))
+
+    def __len__(self) -> int:
+        return len(self.self_attention_cache) if isinstance(self.self_attention_cache, DynamicCache) else 0
+
 
 def as_cache(past_key_values: Any) -> Cache | None:
     """Return a Cache for any accepted form of `past_key_values`: None, a Cache, or the tuple form.
@@ -74,10 +100,9 @@ def as_cache(past_key_values: Any) -> Cache | None:
     if isinstance(past_key_values, (tuple, list)):
         pairs = all(isinstance(p, (tuple, list)) and len(p) in (2, 4) for p in past_key_values)
         if pairs and all(isinstance(t, torch.Tensor) and t.dim() == 4 for p in past_key_values for t in p):
-            tokens = DynamicCache([(p[0], p[1]) for p in past_key_values])
-            if past_key_values and len(past_key_values[0]) == 4:  # (keys, values, encoder keys, encoder values)
-                return EncoderDecoderCache(tokens, DynamicCache([(p[2], p[3]) for p in past_key_values]))
-            return tokens
+            if any(len(p) == 4 for p in past_key_values):  # (keys, values, encoder keys, encoder values)
+                return EncoderDecoderCache.from_legacy_cache(past_key_values)
+            return DynamicCache(past_key_values)
     raise InputError(
         f"past_key_values is a {type(past_key_values).__name__}, but must be a Cache (DynamicCache, ...) or a tuple "
         "with one pair of (rows, heads, tokens, head size) tensors per layer."

@@ -6,8 +6,10 @@ Letters: B rows, H heads, T new tokens, S all tokens, D head size.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
+from torch.amp import is_autocast_available
 from torch.nn import functional as F
 
 from quintet.errors import ConfigError, suggest
@@ -30,7 +32,9 @@ def eager(
     `upcast` computes the scores in float32 (GPT-2's `reorder_and_upcast_attn`).
     """
     if upcast:
-        with torch.autocast(q.device.type, enabled=False):
+        # Inside autocast a matmul would be 16-bit again; where there is no autocast (meta) there is nothing to leave.
+        device = q.device.type
+        with torch.autocast(device, enabled=False) if is_autocast_available(device) else nullcontext():
             scores = torch.matmul(q.float() * scale, k.float().transpose(-1, -2))  # (B, H, T, S)
     else:
         scores = torch.matmul(q, k.transpose(-1, -2)) * scale  # (B, H, T, S)
@@ -41,14 +45,15 @@ def scores_to_output(
     scores: torch.Tensor, v: torch.Tensor, mask: MaskSpec, dropout: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mask, softmax and weigh: (B, H, T, S) scores and (B, H, S, D) values to (B, H, T, D) and the weights."""
+    # In float32 whatever the scores are in: a half-precision sum overflows, and a softmax loses the small weights.
+    precise = torch.promote_types(scores.dtype, torch.float32)
     bias = mask.bias(scores.dtype, scores.device)
     if bias is not None:
-        scores = scores + bias
+        scores = scores.to(precise) + bias
     elif not mask.everything:
-        # The least finite value, not -inf, and set rather than added: no overflow in half precision, no NaN.
+        # The least finite value, not -inf, and set rather than added: no overflow, no NaN.
         scores = scores.masked_fill(~mask.boolean(scores.device), torch.finfo(scores.dtype).min)
-    # In float32 whatever the scores are in: a half-precision softmax over a long row loses the small weights.
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(v.dtype)
+    weights = torch.softmax(scores, dim=-1, dtype=precise).to(v.dtype)
     out = torch.matmul(F.dropout(weights, dropout) if dropout else weights, v)
     return out, weights
 

@@ -64,22 +64,22 @@ def input_shape(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | No
 
 
 def check_ids(ids: torch.Tensor, size: int, what: str, limit: str, past: int = 0) -> None:
-    """Raise InputError when an id is not from 0 to `size` - 1; `limit` names the limit ("the vocabulary size")."""
+    """Raise InputError when an id is no integer from 0 to `size` - 1; `limit` names the limit ("the vocabulary")."""
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise InputError(f"{what} has type {ids.dtype}, but must be int64 or int32.")
     if torch.compiler.is_compiling() or ids.device.type == "meta":
         return
     if ids.device.type != "cpu" and (past > 0 or (ids.is_cuda and torch.cuda.is_current_stream_capturing())):
         return
     low, high = (int(x) for x in torch.aminmax(ids))
     if low < 0 or high >= size:
-        raise InputError(
-            f"{what} holds {low if low < 0 else high}, which is outside {limit}: allowed are 0 to {size - 1}."
-        )
+        raise InputError(f"{what}: {low if low < 0 else high} is outside {limit}; allowed are 0 to {size - 1}.")
 
 
 def learned_positions(
     *,
     position_ids: torch.Tensor | None,
-    attention_mask: torch.Tensor | None,
+    padding: torch.Tensor | None,
     cache_position: torch.Tensor | None,
     rows: int,
     tokens: int,
@@ -92,17 +92,20 @@ def learned_positions(
     Given `position_ids` win. Else a row whose mask begins with 0 counts from its first real token, so that a
     left-padded row gives what it gives alone, and every other row counts from `past`.
 
+    Args:
+        padding: `MaskSpec.padding`, (B, S), True where a token is real; None when all are.
+        rows, tokens, past: B, T and the number of tokens in the cache; S is past + T.
+
     Raises:
         InputError: a position is outside the table.
     """
-    padded = attention_mask is not None and attention_mask.dim() == 2
     if position_ids is not None:
         positions = position_ids.reshape(-1, position_ids.shape[-1])
         if positions.shape[-1] != tokens or positions.shape[0] not in (1, rows):
             raise InputError(
                 f"position_ids have shape {tuple(position_ids.shape)}, but must be ({rows}, {tokens}) or (1, {tokens})."
             )
-        check_ids(positions, limit, "position_ids", "the n_positions of the model")
+        check_ids(positions, limit, "position_ids", "the table of n_positions")
         return positions
     start = torch.arange(past, past + tokens, device=device)
     if cache_position is not None:
@@ -113,19 +116,17 @@ def learned_positions(
                 f"cache_position is {cache_position.tolist()}, but the cache holds {past} tokens, so the new ones "
                 f"stand at {past} to {past + tokens - 1}. Leave cache_position out, or crop the cache."
             )
-    if not padded:
+    if padding is None:
         if past + tokens > limit:
             raise InputError(
                 f"{past + tokens} tokens ({past} cached, {tokens} new) are more than the {limit} positions "
                 "(n_positions) of this model. Shorten the text."
             )
         return start[None]  # (1, T)
-    assert attention_mask is not None, "padded says so"
-    real = (attention_mask > 0).to(torch.int64)  # (B, S)
-    counted = (real.cumsum(-1) - 1).clamp_min(0)[:, -tokens:]  # (B, T): how many real tokens stand before
-    positions = torch.where(real[:, :1] == 0, counted, start[None])  # (B, T)
+    first = padding.to(device, torch.int64).argmax(-1, keepdim=True)  # (B, 1): the first real token of each row
+    positions = (start - first).clamp_min(0)  # (B, T); the padding before it stands at 0
     if past + tokens > limit:  # only then can a position be too large, and only then is it worth a look
-        check_ids(positions, limit, "the input", "the n_positions of the model")
+        check_ids(positions, limit, "positions of the input", "the table of n_positions")
     return positions
 
 
@@ -147,13 +148,23 @@ def expand_head_mask(head_mask: torch.Tensor | None, layers: int, heads: int, pr
     return head_mask.expand(layers, heads)
 
 
-def flat(tensor: torch.Tensor | None) -> torch.Tensor | None:
-    """Flatten the leading dimensions of (..., T) to (B, T); a 4-D mask and None pass through."""
-    if tensor is None or tensor.dim() in (2, 4):
-        return tensor
-    return tensor.reshape(-1, tensor.shape[-1])
+def flat(mask: torch.Tensor | None) -> torch.Tensor | None:
+    """Flatten a mask of (rows, choices, tokens) to (B, S); every other form passes through."""
+    return mask.reshape(-1, mask.shape[-1]) if mask is not None and mask.dim() == 3 else mask
 
 
-def past_length(cache: Cache | None) -> int:
-    """Tokens already in the cache."""
-    return 0 if cache is None else cache.get_seq_length()
+def past_length(cache: Cache | None, layers: int) -> int:
+    """Return the number of tokens already in the cache.
+
+    Raises:
+        InputError: its layers hold different numbers, as one made by another model does.
+    """
+    if cache is None:
+        return 0
+    lengths = [cache.get_seq_length(layer) for layer in range(layers)]
+    if min(lengths) != max(lengths):
+        raise InputError(
+            f"the {layers} layers of past_key_values hold {lengths} tokens, but must all hold the same number. Give "
+            "the cache that this model returned."
+        )
+    return lengths[0]

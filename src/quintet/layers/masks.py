@@ -25,6 +25,9 @@ class MaskSpec:
         padding: (B, S) bool, True where a token is real; None when all are.
         given: A 4-D mask of the caller, broadcast to (B, H, T, S): bool (True = visible) or float (added to scores).
             It stands alone: causality and padding are then the caller's.
+
+    A query that would see nothing (a padded place before the first real token) sees its own place instead, or every
+    encoder state: a softmax over nothing has no value, and that row's result is nobody's.
     """
 
     queries: int
@@ -32,7 +35,7 @@ class MaskSpec:
     causal: bool = True
     padding: torch.Tensor | None = None
     given: torch.Tensor | None = None
-    _visible: dict[torch.device, torch.Tensor] = field(default_factory=dict)
+    _made: dict[tuple[torch.device, torch.dtype], torch.Tensor] = field(default_factory=dict)
 
     @property
     def square_causal(self) -> bool:
@@ -44,42 +47,46 @@ class MaskSpec:
         """Whether every query sees every key, so that no mask is needed."""
         return (not self.causal or self.queries == 1) and self.padding is None and self.given is None
 
-    def visible(self, device: torch.device) -> torch.Tensor:
-        """Return the rule as bool, broadcastable to (B, H, T, S), True where the query sees the key; made once.
+    def bias(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:
+        """Return the caller's float mask in `dtype`, made once, or None when the rule is bool.
 
-        A query that would see nothing (a padded place before the first real token) sees its own place instead: a
-        softmax over nothing has no value, and that row's result is nobody's.
+        Its values are held at the least finite one of `dtype`: float32's would be -inf in half precision, and a row of
+        nothing else would be NaN.
         """
-        if device not in self._visible:
-            self._visible[device] = self._build(device)
-        return self._visible[device]
+        if self.given is None or self.given.dtype == torch.bool:
+            return None
+        if (device, dtype) not in self._made:
+            self._made[device, dtype] = self.given.to(device).clamp_min(torch.finfo(dtype).min).to(dtype)
+        return self._made[device, dtype]
+
+    def boolean(self, device: torch.device) -> torch.Tensor:
+        """Return the rule as bool, broadcastable to (B, H, T, S), True where the query sees the key; made once."""
+        if (device, torch.bool) not in self._made:
+            self._made[device, torch.bool] = self._build(device)
+        return self._made[device, torch.bool]
 
     def _build(self, device: torch.device) -> torch.Tensor:
         place = torch.arange(self.keys - self.queries, self.keys, device=device)[:, None]  # (T, 1)
         key = torch.arange(self.keys, device=device)[None, :]  # (1, S)
         rule = key <= place if self.causal else torch.ones_like(key <= place)  # (T, S)
-        if self.padding is None:
-            return rule[None, None]  # (1, 1, T, S)
-        rule = rule[None, None] & self.padding.to(device)[:, None, None, :]  # (B, 1, T, S)
-        if not self.causal:
-            return rule | ~rule.any(-1, keepdim=True)
-        return rule | ((key == place) & ~rule.any(-1, keepdim=True))
-
-    def bias(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:
-        """Return the caller's float mask in `dtype`, or None when the rule is bool."""
-        if self.given is None or self.given.dtype == torch.bool:
-            return None
-        return self.given.to(device=device, dtype=dtype)
-
-    def boolean(self, device: torch.device) -> torch.Tensor:
-        """Return the bool mask: the caller's when it is bool, else the rule."""
         if self.given is not None:
-            return self.given.to(device)
-        return self.visible(device)
+            rule = self.given.to(device)  # broadcasts to (B, H, T, S)
+        elif self.padding is not None:
+            rule = rule & self.padding.to(device)[:, None, None, :]  # (B, 1, T, S)
+        else:
+            return rule[None, None]  # (1, 1, T, S)
+        blind = ~rule.any(-1, keepdim=True)
+        return rule | (blind & (key == place) if self.causal else blind)
 
 
 def make_mask(
-    attention_mask: torch.Tensor | None, *, rows: int, queries: int, keys: int, causal: bool = True
+    attention_mask: torch.Tensor | None,
+    *,
+    rows: int,
+    queries: int,
+    keys: int,
+    causal: bool = True,
+    what: str = "attention_mask",
 ) -> MaskSpec:
     """Describe the visibility for a forward pass.
 
@@ -88,6 +95,7 @@ def make_mask(
             (B, H, T, S), bool (True = visible) or float (added to the scores).
         rows, queries, keys: B, T and S.
         causal: False for attention over encoder states.
+        what: Name of the argument, for the error.
 
     Raises:
         InputError: the mask has another shape; the message says which one is wanted.
@@ -99,15 +107,16 @@ def make_mask(
         for got, want in zip(attention_mask.shape, wanted, strict=True):
             if want is not None and got not in (1, want):
                 raise InputError(
-                    f"attention_mask has shape {tuple(attention_mask.shape)}; a 4-D mask must broadcast to "
-                    f"(batch, heads, {queries}, {keys}) = (batch, heads, new tokens, all tokens)."
+                    f"{what} has shape {tuple(attention_mask.shape)}; a 4-D mask must broadcast to ({rows}, heads, "
+                    f"{queries}, {keys}) = (rows, heads, new tokens, all tokens)."
                 )
         given = attention_mask if attention_mask.is_floating_point() else attention_mask.bool()
         return MaskSpec(queries, keys, causal, given=given)
     if tuple(attention_mask.shape) != (rows, keys):
+        tokens = f"{keys - queries} cached and {queries} new tokens" if causal else f"{keys} encoder states"
         raise InputError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}, but must be {(rows, keys)}: one 1 or 0 for each "
-            f"of the {keys - queries} cached and {queries} new tokens of each of the {rows} rows."
+            f"{what} has shape {tuple(attention_mask.shape)}, but must be {(rows, keys)}: a 1 or 0 for each of the "
+            f"{tokens} of each of the {rows} rows."
         )
     padding = attention_mask.bool() if not attention_mask.is_floating_point() else attention_mask > 0
     # On a CPU looking is free and lets the kernels run without a mask; elsewhere it would stall the device.

@@ -8,6 +8,7 @@ Letters: B rows, T new tokens, S all tokens, H heads, D head size, E = n_embd, V
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,7 +17,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from quintet.cache import Cache, DynamicCache, EncoderDecoderCache, as_cache
-from quintet.config import Choice, Flag, Integer, Number, PreTrainedConfig, Rule
+from quintet.config import PreTrainedConfig
 from quintet.errors import ConfigError, InputError
 from quintet.family import Family, KeyRules
 from quintet.generation import GenerationMixin
@@ -30,7 +31,7 @@ from quintet.heads import (
     token_classification_loss,
 )
 from quintet.layers.activations import ACTIVATIONS, get_activation
-from quintet.layers.attention import attend, cross_attend
+from quintet.layers.attention import attend, check_backend, cross_attend
 from quintet.layers.conv1d import Conv1D
 from quintet.layers.inputs import (
     check_forward_kwargs,
@@ -52,6 +53,7 @@ from quintet.outputs import (
     SequenceClassifierOutputWithPast,
     TokenClassifierOutput,
 )
+from quintet.rules import Choice, Flag, Integer, Number, Rule, Text
 
 __all__ = [
     "FAMILY",
@@ -102,12 +104,14 @@ class GPT2Config(PreTrainedConfig):
         "num_hidden_layers": "n_layer",
     }
     rules: ClassVar[dict[str, Rule]] = {
-        "vocab_size": Integer(),
-        "n_positions": Integer(),
-        "n_embd": Integer(maximum=2**20),
-        "n_layer": Integer(maximum=2**14),
-        "n_head": Integer(maximum=2**16),
-        "n_inner": Integer(optional=True),
+        # The limits are far above every model there is; they keep a hostile size from an allocation that would end
+        # the process.
+        "vocab_size": Integer(maximum=2**24),
+        "n_positions": Integer(maximum=2**24),
+        "n_embd": Integer(maximum=2**16),
+        "n_layer": Integer(maximum=2**12),
+        "n_head": Integer(maximum=2**12),
+        "n_inner": Integer(maximum=2**20, optional=True),
         "activation_function": Choice(options=tuple(ACTIVATIONS)),
         "resid_pdrop": Number(0.0, 1.0),
         "embd_pdrop": Number(0.0, 1.0),
@@ -116,8 +120,12 @@ class GPT2Config(PreTrainedConfig):
         "initializer_range": Number(0.0, 100.0),
         "summary_type": Choice(options=("last", "first", "mean", "cls_index")),
         "summary_use_proj": Flag(),
+        "summary_activation": Text(optional=True),
         "summary_proj_to_labels": Flag(),
         "summary_first_dropout": Number(0.0, 1.0),
+        "summary_last_dropout": Number(0.0, 1.0, optional=True),
+        "classifier_dropout": Number(0.0, 1.0, optional=True),
+        "hidden_dropout": Number(0.0, 1.0, optional=True),
         "scale_attn_weights": Flag(),
         "use_cache": Flag(),
         "scale_attn_by_inverse_layer_idx": Flag(),
@@ -182,6 +190,12 @@ class GPT2Config(PreTrainedConfig):
                 f"GPT2Config: n_embd is {self.n_embd} and n_head is {self.n_head}, but n_embd must be a multiple of "
                 "n_head. Change one of them."
             )
+        for layer, heads in self.pruned_heads.items():
+            if layer >= self.n_layer or any(head >= self.n_head for head in heads) or len({*heads}) == self.n_head:
+                raise ConfigError(
+                    f"GPT2Config: pruned_heads names {heads} of layer {layer}, but there are {self.n_layer} layers of "
+                    f"{self.n_head} heads, counted from 0, and one head of a layer must stay. Correct it."
+                )
 
 
 class GPT2Attention(nn.Module):
@@ -335,9 +349,10 @@ class GPT2Model(GPT2PreTrainedModel):
         """Replace `wte`."""
         self.wte = value  # type: ignore[assignment]
 
-    def _prune_heads(self, heads_to_prune: dict[int, set[int]]) -> None:
+    def _prune_heads(self, heads_to_prune: Mapping[int, set[int]]) -> None:
         for layer, heads in heads_to_prune.items():
-            self.h[layer].attn.prune_heads(heads)
+            attention: Any = self.h[layer].attn
+            attention.prune_heads(heads)
 
     def forward(
         self,
@@ -381,29 +396,28 @@ class GPT2Model(GPT2PreTrainedModel):
         tokens, rows = shape[-1], shape.numel() // shape[-1]
         checkpointing = self.gradient_checkpointing and self.training
         cache = self._cache(past_key_values, use_cache, checkpointing)
-        past = past_length(cache)
-
-        x = self._embed(input_ids, inputs_embeds, token_type_ids, past).view(rows, tokens, config.n_embd)
-        attention_mask = flat(attention_mask)
+        past = past_length(cache, config.n_layer)
+        mask = make_mask(flat(attention_mask), rows=rows, queries=tokens, keys=past + tokens)
         positions = learned_positions(
             position_ids=position_ids,
-            attention_mask=attention_mask,
+            padding=mask.padding,
             cache_position=cache_position,
             rows=rows,
             tokens=tokens,
             past=past,
             limit=config.n_positions,
-            device=x.device,
+            device=self.wpe.weight.device,
         )
-        x = self.drop(x + self.wpe(positions))
         step = Step(
-            mask=make_mask(attention_mask, rows=rows, queries=tokens, keys=past + tokens),
+            mask=mask,
             cache=cache,
-            backend=config._attn_implementation,
+            backend=check_backend(config._attn_implementation),
             output_attentions=config.output_attentions if output_attentions is None else output_attentions,
             head_mask=expand_head_mask(head_mask, config.n_layer, config.n_head, bool(config.pruned_heads)),
             **self._encoder(encoder_hidden_states, encoder_attention_mask, rows, tokens),
         )
+        x = self._embed(input_ids, inputs_embeds, token_type_ids, shape, past)  # (B, T, E)
+        x = self.drop(x + self.wpe(positions))
         wanted = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         states = [x] if wanted else []
         for block in self.h:
@@ -414,11 +428,11 @@ class GPT2Model(GPT2PreTrainedModel):
         if wanted:
             states[-1] = x  # the reference's last state is the normed one
         returned = cache if self._uses_cache(use_cache, checkpointing) else None
-        legacy = isinstance(past_key_values, tuple) and isinstance(returned, DynamicCache)
+        legacy = isinstance(past_key_values, tuple) and isinstance(returned, (DynamicCache, EncoderDecoderCache))
         return self.finish(
             BaseModelOutputWithPastAndCrossAttentions(
                 last_hidden_state=x,
-                past_key_values=returned.to_legacy_cache() if legacy else returned,  # type: ignore[union-attr, arg-type]
+                past_key_values=returned.to_legacy_cache() if legacy else returned,  # type: ignore[union-attr]
                 hidden_states=tuple(states) or None,
                 attentions=tuple(step.attentions) or None,
                 cross_attentions=tuple(step.cross_attentions) or None,
@@ -427,21 +441,29 @@ class GPT2Model(GPT2PreTrainedModel):
         )
 
     def _embed(
-        self, input_ids: Tensor | None, inputs_embeds: Tensor | None, token_type_ids: Tensor | None, past: int
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        token_type_ids: Tensor | None,
+        shape: torch.Size,
+        past: int,
     ) -> Tensor:
+        tokens, size, limit = shape[-1], self.wte.num_embeddings, "the vocabulary (vocab_size)"
+        if token_type_ids is not None:
+            if tuple(token_type_ids.shape) not in (tuple(shape), (shape.numel() // tokens, tokens), (1, tokens)):
+                raise InputError(
+                    f"token_type_ids have shape {tuple(token_type_ids.shape)}, but must be {tuple(shape)}, as the "
+                    "tokens have."
+                )
+            check_ids(token_type_ids, size, "token_type_ids", limit, past)
         if inputs_embeds is None:
             assert input_ids is not None, "input_shape checked that one of them is given"
-            check_ids(input_ids, self.wte.num_embeddings, "input_ids", "the vocabulary (vocab_size)", past)
+            check_ids(input_ids, size, "input_ids", limit, past)
             inputs_embeds = self.wte(input_ids)  # (..., T, E)
+        x = inputs_embeds.reshape(-1, *inputs_embeds.shape[-2:])  # (..., T, E) -> (B, T, E)
         if token_type_ids is None:
-            return inputs_embeds
-        if token_type_ids.shape != inputs_embeds.shape[:-1]:
-            raise InputError(
-                f"token_type_ids have shape {tuple(token_type_ids.shape)}, but must be "
-                f"{tuple(inputs_embeds.shape[:-1])}, as the tokens have."
-            )
-        check_ids(token_type_ids, self.wte.num_embeddings, "token_type_ids", "the vocabulary (vocab_size)", past)
-        return inputs_embeds + self.wte(token_type_ids)
+            return x
+        return x + self.wte(token_type_ids.reshape(-1, tokens))  # (B, T) or (1, T) ids
 
     def _uses_cache(self, use_cache: bool | None, checkpointing: bool) -> bool:
         # Blocks that are computed again in the backward pass would append twice.
@@ -470,7 +492,9 @@ class GPT2Model(GPT2PreTrainedModel):
                 f"encoder_hidden_states have shape {tuple(states.shape)}, but must be ({rows}, tokens, "
                 f"{self.config.n_embd})."
             )
-        spec = make_mask(mask, rows=rows, queries=tokens, keys=states.shape[1], causal=False)
+        spec = make_mask(
+            mask, rows=rows, queries=tokens, keys=states.shape[1], causal=False, what="encoder_attention_mask"
+        )
         return {"encoder_states": states, "encoder_mask": spec}
 
 
