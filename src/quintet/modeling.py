@@ -14,10 +14,12 @@ from quintet.checkpoint.pretrained import LoadSave
 from quintet.config import PreTrainedConfig
 from quintet.embeddings import Embeddings
 from quintet.errors import ConfigError, InputError
+from quintet.fused.few_rows import use_few_rows
 from quintet.generation import GenerationConfig
 from quintet.layers.attention import check_backend
 from quintet.layers.conv1d import Conv1D
 from quintet.outputs import ModelOutput
+from quintet.swap import SwapReport
 
 __all__ = ["PreTrainedModel"]
 
@@ -173,6 +175,18 @@ class PreTrainedModel(Embeddings, LoadSave):
         """Bytes of the weights, and of the buffers unless told otherwise."""
         tensors = [*self.parameters(), *(self.buffers() if return_buffers else ())]
         return sum(t.numel() * t.element_size() for t in tensors)
+
+    # -- inference ---------------------------------------------------------------------------------------------
+
+    def optimize(self) -> SwapReport:
+        """Swap modules for twins that decode faster on this device; `generate` does it when the model is in eval mode.
+
+        Parameters and their names stay. Twins compute as the plain modules whenever gradients are on.
+
+        Returns:
+            What was replaced.
+        """
+        return use_few_rows(self)
 
     # -- training helpers --------------------------------------------------------------------------------------
 

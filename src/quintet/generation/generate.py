@@ -115,6 +115,9 @@ def _start(
     )
     lengths = resolve_lengths(config, explicit, prompt, limit=model._position_limit(), default_length=default_length)
 
+    optimize = getattr(model, "optimize", None)
+    if optimize is not None and not model.training:
+        optimize()
     count = config.num_return_sequences
     if count > 1 and prompt.cache is not None:
         prompt.cache = copy.deepcopy(prompt.cache)  # its rows get repeated, and the caller's must not
