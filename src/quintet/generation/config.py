@@ -112,8 +112,7 @@ class GenerationConfig:
         Raises:
             GenerationError: naming the option, its value and what is allowed.
         """
-        for name, option in OPTIONS.items():
-            option.validate(getattr(self, name))
+        self.validate_values()
         beams = self.num_beams or 1
         rows = self.num_return_sequences or 1
         if rows > 1 and beams == 1 and self.do_sample is False:
@@ -133,6 +132,15 @@ class GenerationConfig:
             idle = self.without_effect()
             if idle:
                 raise GenerationError("These options contradict each other. " + " ".join(idle.values()))
+
+    def validate_values(self) -> None:
+        """Check every option for itself.
+
+        Raises:
+            GenerationError: naming the option, its value and what is allowed.
+        """
+        for name, option in OPTIONS.items():
+            option.validate(getattr(self, name))
 
     def without_effect(self) -> dict[str, str]:
         """Return the set options that change nothing beside the others, each with a sentence that says why."""

@@ -66,7 +66,8 @@ def resolve_config(
     for name in ("max_length", "num_return_sequences", "num_beams", "do_sample", "use_cache", "min_length"):
         if getattr(config, name) is None:  # None asks for nothing here
             setattr(config, name, OPTIONS[name].default)
-    config.validate()
+    # Each for itself: how long the text may be depends on the prompt, and is resolved with it.
+    config.validate_values()
     _refuse_unfinished(config, explicit)
     if config.num_return_sequences > 1 and not config.do_sample:
         raise GenerationError(several_greedy(config.num_return_sequences))

@@ -1,0 +1,84 @@
+"""A tiny random GPT-2 in both libraries with the same weights, and a tokenizer that both accept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from quintet.models.gpt2 import GPT2Config, GPT2LMHeadModel
+
+VOCABULARY, POSITIONS = 300, 256
+PAD, BOS, EOS = 0, 1, 2
+
+
+class Pair(NamedTuple):
+    """The same weights twice."""
+
+    ours: GPT2LMHeadModel
+    reference: Any
+
+
+def _make_pair(**changes: Any) -> Pair:
+    """Make both models; large weights make the distributions uneven, so that a wrong bit shows."""
+    transformers = pytest.importorskip("transformers")
+    values = {"vocab_size": VOCABULARY, "n_positions": POSITIONS, "n_embd": 32, "n_layer": 2, "n_head": 4}
+    values |= {"bos_token_id": BOS, "eos_token_id": EOS} | changes
+    torch.manual_seed(1)
+    reference = transformers.GPT2LMHeadModel(transformers.GPT2Config(**values, initializer_range=0.4)).eval()
+    ours = GPT2LMHeadModel(GPT2Config(**values)).eval()
+    ours.load_state_dict(reference.state_dict())
+    return Pair(ours, reference)
+
+
+@pytest.fixture(scope="package")
+def make_pair() -> Callable[..., Pair]:
+    """Makes both models with other settings."""
+    return _make_pair
+
+
+@pytest.fixture(scope="package")
+def pair() -> Pair:
+    """Both models; tests must not change them."""
+    return _make_pair()
+
+
+@pytest.fixture(scope="package")
+def model(pair: Pair) -> GPT2LMHeadModel:
+    """Our model alone."""
+    return pair.ours
+
+
+@pytest.fixture
+def prompt() -> torch.Tensor:
+    """Three prompts of seven tokens, none of them special."""
+    return torch.randint(3, VOCABULARY, (3, 7), generator=torch.Generator().manual_seed(5))
+
+
+@pytest.fixture(scope="package")
+def make_tokenizer() -> Callable[[], Any]:
+    """Make the reference's tokenizer over a byte-level BPE of our vocabulary size."""
+    transformers = pytest.importorskip("transformers")
+    import tokenizers
+
+    text = ["The stop sign stood at the top of the hill, and nobody stopped. Stopping tops the stoppers.\n"] * 3
+    text.append("naïve 漢字 😀")
+    engine = tokenizers.Tokenizer(tokenizers.models.BPE())
+    engine.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    engine.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<pad>", "<bos>", "<eos>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    engine.train_from_iterator(text, trainer)
+
+    def make() -> Any:
+        return transformers.PreTrainedTokenizerFast(
+            tokenizer_object=engine, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
+        )
+
+    return make
