@@ -78,7 +78,7 @@ class PreTrainedTokenizerBase(Detokenizer):
         self.model_max_length = VERY_LARGE_INTEGER if limit is None else batch.whole_number("model_max_length", limit)
         self.padding_side = check_side("padding_side", init.pop("padding_side", "right"))
         self.truncation_side = check_side("truncation_side", init.pop("truncation_side", "right"))
-        self.model_input_names = list(init.pop("model_input_names", None) or ["input_ids", "attention_mask"])
+        self.model_input_names = batch.input_names(init.pop("model_input_names", None))
         self.clean_up_tokenization_spaces = bool(init.pop("clean_up_tokenization_spaces", False))
         self.split_special_tokens = bool(init.pop("split_special_tokens", False))
         self.chat_template = init.pop("chat_template", None)

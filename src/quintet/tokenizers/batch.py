@@ -12,7 +12,7 @@ from quintet.errors import TokenizerError
 from quintet.tokenizers.encoding import BatchEncoding
 from quintet.tokenizers.options import TensorType
 
-__all__ = ["Inputs", "Wanted", "collect", "encode_rows", "read_inputs", "whole_number"]
+__all__ = ["Inputs", "Wanted", "collect", "encode_rows", "input_names", "read_inputs", "whole_number"]
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,19 @@ def whole_number(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise TokenizerError(f"{name} is {value!r}, but must be an integer of at least 1.")
     return value
+
+
+def input_names(value: Any) -> list[str]:
+    """Return the keys that a call gives unless asked otherwise; the first is that of the ids.
+
+    Raises:
+        TokenizerError: `value` is no list of strings.
+    """
+    if value is None:
+        return ["input_ids", "attention_mask"]
+    if not isinstance(value, (list, tuple)) or not value or not all(isinstance(name, str) for name in value):
+        raise TokenizerError(f"model_input_names must be a list of names such as 'input_ids', not {value!r}.")
+    return list(value)
 
 
 # --- what went wrong --------------------------------------------------------------------------------------------------

@@ -69,11 +69,7 @@ class Decoding:
 
     def check(self, ids: Sequence[Any]) -> None:
         """Raise TokenizerError, with the id and the vocabulary's size, when something in `ids` is no token's id."""
-        try:
-            fine = not ids or (min(ids) >= 0 and max(ids) < self.size)
-        except TypeError:
-            fine = False
-        if fine and self._is_dense():
+        if set(map(type, ids)) <= {int} and self._is_dense() and (not ids or (min(ids) >= 0 and max(ids) < self.size)):
             return
         known = self._all_ids()
         for position, index in enumerate(ids):

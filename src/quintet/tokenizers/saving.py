@@ -139,8 +139,7 @@ class Saving(SpecialTokens):
         self._special_tokens_map = dict.fromkeys(self.SPECIAL_TOKENS_ATTRIBUTES)
         extra = init.pop("extra_special_tokens", init.pop("additional_special_tokens", None)) or []
         named = dict(extra) if isinstance(extra, Mapping) else {}
-        self._extra_special_tokens = []
-        self.extra_special_tokens = [] if named else [_read_token(token) for token in extra]
+        self.extra_special_tokens = [] if isinstance(extra, Mapping) else _each_token(extra)
         for key in [key for key in init if key.endswith("_token") and not isinstance(init[key], bool)]:
             value = init.pop(key)
             if key in self.SPECIAL_TOKENS_ATTRIBUTES:
@@ -292,6 +291,10 @@ def _read_token(value: Any) -> Any:
     if not isinstance(value["content"], str):
         raise TokenizerError(f"An added token's content must be a string, not {value['content']!r}.")
     return AddedToken(value["content"], **flags)
+
+
+def _each_token(values: Any) -> Any:
+    return [_read_token(value) for value in values] if isinstance(values, (list, tuple)) else values
 
 
 def _declared_tokens(declared: Any) -> dict[int, AddedToken]:

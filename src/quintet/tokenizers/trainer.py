@@ -109,8 +109,7 @@ def train_bpe_from_iterator(
     tokenizer.train_from_iterator(counter, trainer=trainer)
     if counter.characters == 0:
         raise TokenizerError("There is no text to train a tokenizer on: every text is empty. Give some text.")
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special_tokens])
-    return tokenizer
+    return _with_special(tokenizer, special_tokens)
 
 
 def save_bpe(
@@ -200,6 +199,17 @@ def _without_special(texts: Iterable[str], special_tokens: Sequence[str]) -> Ite
         if not isinstance(text, str):
             raise TokenizerError(f"Training text number {number} is of type {type(text).__name__}; give strings.")
         yield from (part for part in pattern.split(text) if part) if special_tokens else (text,)
+
+
+def _with_special(tokenizer: Tokenizer, special_tokens: Sequence[str]) -> Tokenizer:
+    """Append special tokens to the vocabulary itself, as GPT-2's has them, so that `vocab_size` counts them."""
+    state = json.loads(tokenizer.to_str())
+    vocabulary = state["model"]["vocab"]
+    for token in special_tokens:
+        vocabulary.setdefault(token, len(vocabulary))
+    tokenizer = Tokenizer.from_str(json.dumps(state))
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special_tokens])
+    return tokenizer
 
 
 class _Counted:
