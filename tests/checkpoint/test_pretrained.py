@@ -483,6 +483,12 @@ def test_state_dict_to_save(original: Path, tmp_path: Path) -> None:
     assert torch.equal(load_file(tmp_path / "model.safetensors")["transformer.wte.weight"], model.lm_head.weight * 2)
 
 
+def test_ties_survive_a_conversion(original: Path, tmp_path: Path) -> None:
+    model = GPT2LMHeadModel.from_pretrained(original)
+    model.save_pretrained(tmp_path, state_dict={key: value.half() for key, value in model.state_dict().items()})
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+
+
 def test_saving_is_refused(original: Path, tmp_path: Path) -> None:
     model = GPT2LMHeadModel.from_pretrained(original)
     (tmp_path / "file").write_text("mine")
@@ -492,7 +498,10 @@ def test_saving_is_refused(original: Path, tmp_path: Path) -> None:
         model.save_pretrained(tmp_path / "x", safe_serialization=False)
     with pytest.raises(ConfigError, match="no keyword 'max_shard_sise'. Did you mean 'max_shard_size'"):
         model.save_pretrained(tmp_path / "x", max_shard_sise=3)
+    with pytest.raises(CheckpointError, match="Entry 'a' of the state dict holds a int"):
+        model.save_pretrained(tmp_path / "x", state_dict={"a": 1})
     assert not (tmp_path / "x").exists()
+    model.save_pretrained(tmp_path / "x", save_function=torch.save)  # as loops written for accelerate do
 
 
 # --- upload -----------------------------------------------------------------------------------------------------------

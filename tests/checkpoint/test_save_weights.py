@@ -137,10 +137,12 @@ def test_every_dtype(tmp_path: Path, name: str) -> None:
 
 
 def test_ties_are_written_once(tmp_path: Path) -> None:
-    weight, copy = torch.ones(4), torch.ones(4)
+    weight, copy, other = torch.ones(4), torch.ones(4), torch.zeros(4)
     save_weights({"a": weight, "b": weight, "c": weight}, tmp_path, tied={"b": "a"})
     assert set(loaded(tmp_path)) == {"a", "c"}  # only what the model says is tied: another reader needs the rest
     save_weights({"a": weight, "b": copy}, tmp_path, tied={"b": "a"})
+    assert set(loaded(tmp_path)) == {"a"}  # a conversion of the state dict makes copies
+    save_weights({"a": weight, "b": other}, tmp_path, tied={"b": "a"})
     assert set(loaded(tmp_path)) == {"a", "b"}
     save_weights({"b": weight}, tmp_path, tied={"b": "a"})
     assert set(loaded(tmp_path)) == {"b"}

@@ -212,6 +212,7 @@ class LoadSave(nn.Module):
             variant: Writes `model.<variant>.safetensors`.
             token: For the upload.
             **kwargs: For the upload: repo_id, commit_message, commit_description, private, revision, create_pr.
+                `save_function` is taken and without effect.
 
         Raises:
             CheckpointError: The path is a file, the disk is full, or a tensor cannot be saved; nothing was changed.
@@ -237,7 +238,7 @@ class LoadSave(nn.Module):
             save_directory,
             max_shard_size=max_shard_size,
             variant=variant,
-            tied=self._tied_weights_keys,
+            tied=self._tied_weights_keys if config.tie_word_embeddings else None,
             texts=texts,
         )
         if push_to_hub:
@@ -295,13 +296,18 @@ class LoadSave(nn.Module):
 
 
 def _weight_dtype(weights: Mapping[str, torch.Tensor]) -> torch.dtype:
-    return next((t.dtype for t in weights.values() if t.is_floating_point()), torch.get_default_dtype())
+    floating = (t.dtype for t in weights.values() if isinstance(t, torch.Tensor) and t.is_floating_point())
+    return next(floating, torch.get_default_dtype())
 
 
 _UPLOAD_KEYWORDS = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr")
+# keywords of the reference about its own ways of writing, which training loops pass
+_SAVING_WITHOUT_EFFECT = ("save_function", "save_peft_format", "save_original_format")
 
 
-def _check_upload_keywords(keywords: Mapping[str, Any]) -> None:
+def _check_upload_keywords(keywords: dict[str, Any]) -> None:
+    for name in _SAVING_WITHOUT_EFFECT:
+        keywords.pop(name, None)
     for name in keywords:
         if name not in _UPLOAD_KEYWORDS:
             known = [*inspect.signature(LoadSave.save_pretrained).parameters, *_UPLOAD_KEYWORDS]

@@ -60,7 +60,7 @@ def save_weights(
         max_shard_size: Bytes of tensors in one file; a larger tensor gets a file of its own.
         metadata: Strings for the header; `{"format": "pt"}` when left out, which other readers want to see.
         variant: Puts a word into the file names (`model.fp16.safetensors`).
-        tied: Name to name: the first is left out when it is the same memory as the second.
+        tied: Name to name: the first is left out when it holds the same as the second.
         texts: Further files (config.json) that become real together with the weights.
 
     Returns:
@@ -118,19 +118,16 @@ def _checked(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def _without_ties(tensors: dict[str, torch.Tensor], tied: Mapping[str, str]) -> dict[str, torch.Tensor]:
     kept = dict(tensors)
     for name, other in tied.items():
-        if name in kept and other in kept and name != other and _same_memory(kept[name], kept[other]):
+        if name in kept and other in kept and name != other and _same(kept[name], kept[other]):
             del kept[name]
     return kept
 
 
-def _same_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return (
-        one.device == other.device
-        and one.data_ptr() == other.data_ptr()
-        and one.shape == other.shape
-        and one.stride() == other.stride()
-        and one.dtype == other.dtype
-    )
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors are one: by memory, or, after a conversion had copied both, by value."""
+    if one.device != other.device or one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return (one.data_ptr() == other.data_ptr() and one.stride() == other.stride()) or torch.equal(one, other)
 
 
 def _nbytes(tensor: torch.Tensor) -> int:
