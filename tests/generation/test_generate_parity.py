@@ -354,7 +354,7 @@ def test_a_large_vocabulary(make_pair: Callable[..., Any]) -> None:
         {"top_p": 0.8, "top_k": 0},
         {"top_k": 3, "top_p": 0.5},
     ):
-        assert_same(pair, ids, do_sample=True, max_new_tokens=80, eos_token_id=None, pad_token_id=PAD, **options)
+        assert_same(pair, ids, do_sample=True, max_new_tokens=40, eos_token_id=None, pad_token_id=PAD, **options)
 
 
 def test_half_precision(pair: Any, prompt: torch.Tensor) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quintet.errors import ConfigError, GenerationError, HubError
@@ -125,6 +125,7 @@ UNKNOWN = st.dictionaries(
 )
 
 
+@settings(max_examples=60)
 @given(st.fixed_dictionaries({}, optional={name: st.none() | one for name, one in NUMBERS.items()}), UNKNOWN)
 def test_json_round_trip(values: dict[str, Any], unknown: dict[str, Any]) -> None:
     config = GenerationConfig.from_dict({**values, **unknown})

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quintet.generation import sampling
@@ -39,6 +39,7 @@ def probabilities(row: torch.Tensor) -> list[float]:
     return [one / sum(values) for one in values]
 
 
+@settings(max_examples=60)
 @given(scores_of_a_batch(), st.floats(0.05, 20))
 def test_temperature_divides(scores: torch.Tensor, value: float) -> None:
     assert torch.equal(sampling.temperature(scores, value), scores / value)
@@ -46,6 +47,7 @@ def test_temperature_divides(scores: torch.Tensor, value: float) -> None:
     torch.testing.assert_close(sampling.temperature(scores, per_row), scores / value)
 
 
+@settings(max_examples=60)
 @given(scores_of_a_batch(), st.integers(0, 14))
 def test_top_k_keeps_the_k_best_and_ties(scores: torch.Tensor, k: int) -> None:
     after = sampling.top_k(scores, k)
@@ -58,6 +60,7 @@ def test_top_k_keeps_the_k_best_and_ties(scores: torch.Tensor, k: int) -> None:
     assert torch.equal(sampling.top_k(after, k), after)  # a second time changes nothing
 
 
+@settings(max_examples=60)
 @given(scores_of_a_batch(), st.floats(0.01, 1.0), st.integers(1, 3))
 def test_top_p_keeps_the_smallest_sufficient_set(scores: torch.Tensor, p: float, keep: int) -> None:
     after = sampling.top_p(scores, p, keep=keep)
@@ -74,6 +77,7 @@ def test_top_p_keeps_the_smallest_sufficient_set(scores: torch.Tensor, p: float,
     assert torch.equal(sampling.top_p(scores, torch.full((scores.shape[0],), p), keep=keep), after)
 
 
+@settings(max_examples=60)
 @given(scores_of_a_batch(), st.floats(0.0, 1.0))
 def test_min_p_compares_with_the_most_likely(scores: torch.Tensor, p: float) -> None:
     after = sampling.min_p(scores, p)
@@ -87,6 +91,7 @@ def test_min_p_compares_with_the_most_likely(scores: torch.Tensor, p: float) -> 
     assert torch.equal(sampling.min_p(scores, torch.full((scores.shape[0],), p)), after)
 
 
+@settings(max_examples=60)
 @given(scores_of_a_batch(), st.floats(0.1, 5), st.lists(st.integers(0, 14), max_size=6), st.integers(0, 4), st.data())
 def test_repetition_penalty_once_per_token(
     scores: torch.Tensor, penalty: float, tokens: list[int], ignore: int, data: st.DataObject
@@ -108,6 +113,7 @@ def test_repetition_penalty_once_per_token(
     )
 
 
+@settings(max_examples=60)
 @given(scores_of_a_batch())
 def test_greedy_is_the_first_best(scores: torch.Tensor) -> None:
     assert torch.equal(sampling.greedy(scores), scores.argmax(dim=-1))

@@ -166,7 +166,7 @@ def test_each_row_for_itself() -> None:
 STOPS = ["stop", "op", " sto", "tops", "e\n", "漢", "ï", "p. St"]
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(stops=st.lists(st.sampled_from(STOPS), min_size=1, max_size=3), data=st.data())
 def test_stop_strings_as_the_reference(
     make_tokenizer: Callable[[], Any], stops: list[str], data: st.DataObject
@@ -184,7 +184,7 @@ def test_stop_strings_as_the_reference(
     assert torch.equal(StopStringCriteria(tokenizer, stops)(ids, None), expected)
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(words=st.lists(st.sampled_from(["stop", "st", "op", " ", "漢", "é", "😀", "\n"]), min_size=1, max_size=8))
 def test_no_stop_string_is_missed(make_tokenizer: Callable[[], Any], words: list[str]) -> None:
     """Reading a text token by token, it stops at the first token after which the text holds the string."""
