@@ -65,6 +65,7 @@ class PreTrainedTokenizerBase(Detokenizer):
         self._guard = EngineGuard()
         self._decoding = decoding.Decoding(tokenizer_object)
         self._warned_too_long = False
+        self._own_template = False  # whether add_bos_token or add_eos_token was asked for
         baked_padding = tokenizer_object.padding
         tokenizer_object.no_padding()
         tokenizer_object.no_truncation()
@@ -139,7 +140,7 @@ class PreTrainedTokenizerBase(Detokenizer):
         return int(self._tokenizer.num_special_tokens_to_add(pair))
 
     def _special_tokens_changed(self) -> None:
-        if getattr(self, "_own_template", False):
+        if self._own_template:
             bos = (self.bos_token, self.bos_token_id) if self._add_bos_token else None
             eos = (self.eos_token, self.eos_token_id) if self._add_eos_token else None
             with self._guard.changing():

@@ -29,7 +29,8 @@ DEFAULT_SPECIAL_TOKENS = ("<|endoftext|>",)
 
 # A cut before white space that follows a visible character never changes GPT-2's pre-tokens: white space either starts
 # a pre-token or is one. (A cut anywhere else, at the ends of lines for example, would: "\n\n\n" is one thing.)
-_SAFE_CUT = re.compile(r"(?<=\S)(?=\s)")
+# The four listed characters are white space to everybody; Python's \s knows some more than the library's.
+_SAFE_CUT = re.compile(r"(?<=\S)(?=[ \t\n\r])")
 
 
 def train_bpe(
