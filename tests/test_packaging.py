@@ -1,0 +1,218 @@
+"""Wheel and sdist: what is in them, that they install and run; the Makefile: what it installs, and when."""
+
+from __future__ import annotations
+
+import ast
+import email
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import quintet
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "src" / "quintet"
+MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json")
+MAX_WHEEL_BYTES = 10_000_000
+
+
+def run(command: list[str], **kwargs) -> str:
+    """Run a command and return what it printed on stdout; fail with what it said otherwise."""
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False, **kwargs)
+    assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+def source_files() -> list[str]:
+    """Files of the package, relative to src/."""
+    found = (path for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return sorted(path.relative_to(PACKAGE.parent).as_posix() for path in found)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sdist, and the wheel that was built from it."""
+    folder = tmp_path_factory.mktemp("build")
+    tree = folder / "tree"
+    shutil.copytree(ROOT / "src", tree / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    shutil.copytree(ROOT / "tests", tree / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    for path in ROOT.iterdir():
+        if path.is_file():
+            shutil.copy(path, tree)
+    run([sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder / "dist"), str(tree)])
+    return folder / "dist"
+
+
+def only(folder: Path, pattern: str) -> Path:
+    (path,) = folder.glob(pattern)
+    return path
+
+
+def test_the_wheel_has_every_file_of_the_package_and_nothing_else(built: Path):
+    wheel = only(built, "*.whl")
+    assert wheel.name == f"quintet-{quintet.__version__}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel) as file:
+        names = file.namelist()
+    inside = sorted(name for name in names if ".dist-info/" not in name)
+    assert inside == source_files()
+    assert "quintet/py.typed" in inside
+    assert {f"quintet/storyteller/{name}" for name in MODEL_FILES} <= set(inside)
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+    assert wheel.stat().st_size <= MAX_WHEEL_BYTES
+
+
+def test_the_wheel_says_what_it_is(built: Path):
+    with zipfile.ZipFile(only(built, "*.whl")) as file:
+        (name,) = (name for name in file.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = email.message_from_bytes(file.read(name))
+        entry_points = file.read(name.replace("METADATA", "entry_points.txt")).decode()
+    assert metadata["Name"] == "quintet" and metadata["Version"] == quintet.__version__
+    assert metadata["Requires-Python"] == ">=3.10" and metadata["License-Expression"] == "Apache-2.0"
+    assert "quintet = quintet.cli.main:main" in entry_points
+
+
+def test_the_sdist_builds_and_carries_the_tests(built: Path):
+    with tarfile.open(only(built, "*.tar.gz")) as file:
+        names = {name.split("/", 1)[1] for name in file.getnames() if "/" in name}
+    wanted = ["LICENSE", "README.md", "CHANGELOG.md", "Makefile", "constraints.txt", "pyproject.toml"]
+    wanted += ["tests/conftest.py", "tests/test_packaging.py", *(f"src/{name}" for name in source_files())]
+    assert not set(wanted) - names
+
+
+def declared() -> dict[str, set[str]]:
+    """Names of the requirements by extra; "" holds those without one."""
+    text = re.sub("#.*", "", (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    groups = {"": re.search(r"^dependencies = \[\n(.*?)^\]", text, re.MULTILINE | re.DOTALL)[1]}
+    extras = re.search(r"^\[project.optional-dependencies\]\n(.*?)^\[project", text, re.MULTILINE | re.DOTALL)[1]
+    groups |= dict(re.findall(r"^(\w+) = \[(.*?)\]$", extras, re.MULTILINE | re.DOTALL))
+    return {extra: set(re.findall(r'"([\w-]+)', lines)) for extra, lines in groups.items()}
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
+    imported: set[str] = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                imported.add(node.module.split(".")[0])
+    outside = imported - set(sys.stdlib_module_names) - {"quintet"}
+    assert declared()[""] <= outside, "declared and not used"
+    assert outside <= declared()[""] | declared()["train"], "used and not declared"
+
+
+def test_every_requirement_is_pinned_for_the_tests():
+    pins = set(re.findall(r"^([\w-]+)==", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE))
+    assert set().union(*declared().values()) - {"quintet"} <= pins
+
+
+def test_continuous_integration_runs_what_a_developer_runs():
+    script = ROOT / ".ci" / "run"
+    if not script.exists():
+        pytest.skip("an sdist has no .ci folder")
+    assert os.access(script, os.X_OK)
+    lines = [line for line in script.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+    assert lines[0] == "set -euo pipefail" and lines[-1] == "exec make test" and len(lines) == 3
+
+
+needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+
+
+@needs_make
+def test_make_installs_again_only_when_the_requirements_changed(tmp_path: Path):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+
+    def planned(target: str) -> str:
+        return run(["make", "-n", target], cwd=tmp_path, env={"PATH": os.environ["PATH"]})
+
+    assert "-m venv .venv" in planned("demo") and '-e ".[dev]"' in planned("test")
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    for path in (python, tmp_path / ".venv" / ".installed"):
+        path.touch()
+    assert "pip install" not in planned("demo") and "venv " not in planned("demo")
+    assert "pip install" in planned("test")
+    (tmp_path / ".venv" / ".installed-dev").touch()
+    assert "pip install" not in planned("test")
+    later = python.stat().st_mtime + 10
+    os.utime(tmp_path / "constraints.txt", (later, later))
+    assert "pip install" in planned("demo") and "pip install" in planned("test")
+
+
+@needs_make
+def test_make_passes_a_prompt_on_as_it_is(tmp_path: Path):
+    """Quotes, dollars and backquotes in PROMPT reach the program and not the shell."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in ("pyproject.toml", "constraints.txt"):
+        (tmp_path / name).touch()
+    tools = tmp_path / ".venv" / "bin"
+    tools.mkdir(parents=True)
+    (tools / "quintet").write_text('#!/bin/sh\nprintf "%s|" "$@"\n')
+    (tools / "quintet").chmod(0o755)
+    for path in (tools / "python", tmp_path / ".venv" / ".installed"):
+        path.touch()
+    prompt = """It's "$(touch gotcha)" `touch gotcha`;"""
+    out = run(["make", "demo"], cwd=tmp_path, env={"PATH": os.environ["PATH"], "PROMPT": prompt.replace("$", "$$")})
+    assert out == f"generate|{prompt}|"
+    assert not (tmp_path / "gotcha").exists()
+
+
+@pytest.fixture(scope="module")
+def bare_venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new environment that borrows the libraries of this one, but not its quintet (.pth files there are not read)."""
+    folder = tmp_path_factory.mktemp("venv")
+    run([sys.executable, "-m", "venv", str(folder)])
+    site = sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})
+    (Path(site) / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pattern", ["*.whl", "*.tar.gz"])
+def test_it_installs_in_a_new_environment_and_tells_a_story(pattern: str, built: Path, bare_venv: Path, tmp_path: Path):
+    tools = bare_venv / "bin"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    run(
+        [str(tools / "python"), "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--force-reinstall"]
+        + ["--quiet", str(only(built, pattern))],
+        env=environment,
+    )
+    where = run([str(tools / "python"), "-c", "import quintet; print(quintet.__file__)"], cwd=tmp_path, env=environment)
+    assert Path(where.strip()).is_relative_to(bare_venv)
+    text = run([str(tools / "quintet"), "generate", "Once", "-n", "16", "--seed", "1"], cwd=tmp_path, env=environment)
+    assert text.startswith("Once") and len(text) > 20
+
+
+@pytest.mark.slow
+@needs_make
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_make_demo_in_a_fresh_clone_without_a_compiler(tmp_path: Path):
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    clone = tmp_path / "clone"
+    run(["git", "clone", "--quiet", str(ROOT), str(clone)])
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("make", "sh", "touch", "uname"):
+        (tools / name).symlink_to(shutil.which(name) or "")
+    (tools / "python3").symlink_to(getattr(sys, "_base_executable", sys.executable))
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["PATH"] = str(tools)
+    for name in ("g++", "gcc", "c++", "cc", "clang"):
+        assert shutil.which(name, path=str(tools)) is None
+
+    make = [str(tools / "make"), "demo"]
+    first = run(make, cwd=clone, env=environment)
+    assert "installing" in first and "Once upon a time" in first
+    done = subprocess.run(make, cwd=clone, env=environment, capture_output=True, text=True, check=True)
+    assert "installing" not in done.stdout and done.stdout.startswith("Once upon a time")
+    assert re.search(r"tokens/s", done.stderr)
