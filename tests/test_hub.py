@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quintet import hub
@@ -546,6 +546,7 @@ def test_json_limits_and_missing(tmp_path: Path) -> None:
         hub.read_json("/dev/zero")
 
 
+@settings(max_examples=30)
 @given(st.dictionaries(st.text(), st.recursive(st.none() | st.integers() | st.text(), st.lists, max_leaves=5)))
 def test_json_round_trip(tmp_path_factory: pytest.TempPathFactory, obj: dict[str, Any]) -> None:
     path = tmp_path_factory.getbasetemp() / "round.json"

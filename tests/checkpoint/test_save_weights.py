@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -317,22 +318,25 @@ def test_power_cut_between_renames_is_noticed(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_file_size_limit_of_the_system(tmp_path: Path) -> None:
-    """A real refusal by the kernel (RLIMIT_FSIZE), in a process of its own."""
-    code = """
-import resource, signal, sys, torch
-from quintet.checkpoint import save_weights
-save_weights({"a": torch.zeros(10)}, sys.argv[1])
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-try:
-    save_weights({"a": torch.ones(100_000)}, sys.argv[1])
-except ValueError as error:
-    print(type(error).__name__, error)
-"""
-    run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert "CheckpointError Saving to" in run.stdout and "File too large" in run.stdout
-    assert names(tmp_path) == ["model.safetensors"]
-    assert same(loaded(tmp_path), {"a": torch.zeros(10)})
+    """A real refusal by the kernel (RLIMIT_FSIZE), in a child process because a limit cannot be raised again."""
+    import resource
+
+    folder, report = tmp_path / "model", tmp_path / "report"
+    save_weights({"a": torch.zeros(10)}, folder)
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+            save_weights({"a": torch.ones(100_000)}, folder)
+        except BaseException as error:
+            report.write_text(f"{type(error).__name__} {error}")
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert report.read_text().startswith("CheckpointError Saving to") and "File too large" in report.read_text()
+    assert names(folder) == ["model.safetensors"]
+    assert same(loaded(folder), {"a": torch.zeros(10)})
 
 
 @pytest.mark.slow
