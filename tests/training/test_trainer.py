@@ -50,7 +50,8 @@ def test_it_learns_and_its_model_loads(options: dict[str, Any], book: dict[str, 
     assert not any(name.endswith((".bin", ".pt", ".pkl")) for name in names)
     with safe_open(folder / "model.safetensors", "pt") as file:
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}  # noqa: SIM118
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.dtype == torch.float32  # what it was trained in, whatever the file holds
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert model.config.eos_token_id == tokenizer.eos_token_id
     text = book["valid"].read_text()
@@ -189,7 +190,8 @@ def test_refusals(options: dict[str, Any], tmp_path: Path) -> None:
 def test_evaluate_is_the_mean_over_the_text() -> None:
     model = GPT2LMHeadModel(tiny(n_positions=64)).train()
     tokens = np.random.default_rng(0).integers(0, 99, 50)
-    one = float(model.eval()(input_ids=torch.from_numpy(tokens)[None], labels=torch.from_numpy(tokens)[None]).loss)
+    ids = torch.from_numpy(tokens)[None]
+    one = model.eval()(input_ids=ids, labels=ids).loss.item()
     model.train()
     assert evaluate(model, tokens, 64) == pytest.approx(one, abs=1e-5)
     assert model.training

@@ -228,7 +228,8 @@ class LoadSave(nn.Module):
         config = copy.deepcopy(self.config)
         config.architectures = [type(self).__name__]
         weights = self.state_dict() if state_dict is None else state_dict
-        config.dtype = str(_weight_dtype(weights)).removeprefix("torch.")
+        # What the model computes in; `state_dict` may hold a smaller form of it for the file.
+        config.dtype = str(_weight_dtype(self.state_dict())).removeprefix("torch.")
         texts = {"config.json": config.to_json_string()}
         if hasattr(self, "generate"):
             self.generation_config.validate()
