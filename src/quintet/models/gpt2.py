@@ -217,9 +217,9 @@ class GPT2Attention(nn.Module):
         if config.scale_attn_by_inverse_layer_idx:
             self.scale /= layer_idx + 1
         self.is_cross_attention = is_cross_attention
+        self.c_attn = Conv1D((2 if is_cross_attention else 3) * config.n_embd, config.n_embd)
         if is_cross_attention:
             self.q_attn = Conv1D(config.n_embd, config.n_embd)
-        self.c_attn = Conv1D((2 if is_cross_attention else 3) * config.n_embd, config.n_embd)
         self.c_proj = Conv1D(config.n_embd, config.n_embd)
         self.attn_dropout = nn.Dropout(config.attn_pdrop)
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
