@@ -139,9 +139,10 @@ def test_warnings_name_the_callers_line(model: Any) -> None:
         ("labels has no effect", {"labels": ONE}),
     ]
     for words, kwargs in cases:
-        with pytest.warns(UserWarning, match=words) as caught:
-            model.generate(ONE, **kwargs)
-        assert caught[0].filename == __file__
+        for call in (model.generate, model.generate_iter):
+            with pytest.warns(UserWarning, match=words) as caught:
+                call(ONE, **kwargs)
+            assert caught[0].filename == __file__
 
 
 def test_a_default_length_from_the_model_is_clipped(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:

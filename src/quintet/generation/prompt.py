@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import warnings
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ import torch
 from quintet.cache import Cache, as_cache
 from quintet.errors import GenerationError, InputError, suggest
 from quintet.generation.options import OPTIONS
-from quintet.generation.resolve import SpecialTokens
+from quintet.generation.resolve import SpecialTokens, warn
 from quintet.generation.state import PER_TOKEN, GenerativeModel, Prompt
 
 __all__ = ["check_model_kwargs", "pick_inputs", "prepare_prompt"]
@@ -44,7 +43,7 @@ def check_model_kwargs(model: GenerativeModel, kwargs: dict[str, Any]) -> dict[s
     for name, value in kwargs.items():
         if name in FOR_TRAINING and name in accepted:
             if value is not None:
-                warnings.warn(f"{name} has no effect in generate().", UserWarning, stacklevel=5)
+                warn(f"{name} has no effect in generate().")
         elif name not in usable:
             near = suggest(name, [*OPTIONS, *usable])
             raise GenerationError(

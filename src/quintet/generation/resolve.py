@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -27,11 +30,22 @@ __all__ = [
     "resolve_config",
     "resolve_lengths",
     "resolve_special_tokens",
+    "warn",
 ]
 
 logger = logging.getLogger("quintet.generation")
 
+_OWN_FOLDERS = tuple(str(folder) + os.sep for folder in (Path(__file__).parents[1], Path(torch.__file__).parent))
+
 CallableT = TypeVar("CallableT", bound=Callable[..., Any])
+
+
+def warn(message: str) -> None:
+    """Warn about a call, at the caller's line: the first one that is neither quintet's nor torch's."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_OWN_FOLDERS):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, UserWarning, stacklevel=level)
 
 
 # --- options ----------------------------------------------------------------------------------------------------------
@@ -73,7 +87,7 @@ def resolve_config(
         raise GenerationError(several_greedy(config.num_return_sequences))
     for name, reason in config.without_effect().items():
         if name in explicit:
-            warnings.warn(reason, UserWarning, stacklevel=5)
+            warn(reason)
     return config, explicit
 
 
@@ -110,11 +124,9 @@ def resolve_special_tokens(
     given = config.eos_token_id
     eos = [] if given is None else [int(one) for one in (given if isinstance(given, (list, tuple)) else [given])]
     if any(one < 0 for one in eos):
-        warnings.warn(
+        warn(
             f"eos_token_id is {given!r}; negative ids never occur, so that only the length limit ends the text. "
             "Use eos_token_id=None to say so.",
-            UserWarning,
-            stacklevel=5,
         )
         eos = [one for one in eos if one >= 0]
     pad = None if config.pad_token_id is None or config.pad_token_id < 0 else int(config.pad_token_id)
@@ -177,11 +189,9 @@ def resolve_lengths(
     room = None if limit is None else limit - seen + 1
     if config.max_new_tokens is not None:
         if "max_length" in explicit and config.max_length is not None and "max_new_tokens" in explicit:
-            warnings.warn(
+            warn(
                 f"both max_new_tokens ({config.max_new_tokens}) and max_length ({config.max_length}) are set; "
                 "max_new_tokens counts. Set one of them.",
-                UserWarning,
-                stacklevel=5,
             )
         new = int(config.max_new_tokens)
         asked = "max_new_tokens" in explicit
@@ -228,7 +238,7 @@ def _minimum(config: GenerationConfig, explicit: set[str], prompt: Prompt, new: 
         )
         if name in explicit:
             raise GenerationError(words)
-        warnings.warn(words, UserWarning, stacklevel=6)
+        warn(words)
     return start + least
 
 
@@ -257,11 +267,9 @@ def _merged(built: Sequence[CallableT], own: Sequence[CallableT], what: str) -> 
     for one in built:
         same = next((mine for mine in own if type(mine) is type(one)), None)
         if same is not None:
-            warnings.warn(
+            warn(
                 f"the {what} {type(one).__name__} is given, and the options ask for one too; the given one is used. "
                 "Remove the option or the object.",
-                UserWarning,
-                stacklevel=6,
             )
         result.append(one if same is None else same)
     return result + [mine for mine in own if not any(mine is one for one in result)]
@@ -279,11 +287,9 @@ def build_processors(
     built: list[Callable[..., Any]] = []
     if config.repetition_penalty is not None and config.repetition_penalty != 1.0:
         if prompt.ids.shape[1] == 0:
-            warnings.warn(
+            warn(
                 "repetition_penalty counts new tokens only, because the prompt is given as inputs_embeds without "
                 "input_ids.",
-                UserWarning,
-                stacklevel=5,
             )
         penalty = float(config.repetition_penalty)
         built.append(built_in.RepetitionPenaltyLogitsProcessor(penalty, _padding(config, prompt)))
