@@ -1,0 +1,135 @@
+"""A batch gives each of its rows what the row gives alone, padded on the left, on the right, or with holes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+
+def test_rows_of_equal_length(make: Any, ids: torch.Tensor, close: Any) -> None:
+    model = make()
+    with torch.no_grad():
+        together = model(ids).logits
+        for row, got in zip(ids, together, strict=True):
+            close(got, model(row[None]).logits[0])
+
+
+@pytest.mark.parametrize("lengths", [[3, 9, 1], [9, 9, 2], [5, 6, 7]], ids=str)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding(make: Any, ids: torch.Tensor, close: Any, lengths: list[int], side: str) -> None:
+    model = make()
+    mask = torch.zeros_like(ids)
+    for row, length in enumerate(lengths):
+        mask[row, 9 - length :] = 1 if side == "left" else 0
+        mask[row, :length] = 1 if side == "right" else mask[row, :length]
+    with torch.no_grad():
+        together = model(ids, attention_mask=mask).logits
+        for row, got, real in zip(ids, together, mask.bool(), strict=True):
+            close(got[real], model(row[real][None]).logits[0])
+
+
+def test_a_hole_in_a_left_padded_row(make: Any, ids: torch.Tensor, close: Any) -> None:
+    """The row alone has the same hole; only the padding before its first token is cut off."""
+    model = make()
+    mask = torch.tensor([[0, 0, 1, 1, 0, 1, 1, 0, 1], [1, 1, 1, 0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0, 0, 0, 1]])
+    with torch.no_grad():
+        together = model(ids, attention_mask=mask).logits
+        for row, got, real in zip(ids, together, mask, strict=True):
+            first = int(real.argmax())
+            alone = model(row[None, first:], attention_mask=real[None, first:]).logits[0]
+            close(got[first:][real[first:].bool()], alone[real[first:].bool()])
+
+
+@pytest.mark.parametrize("cut", [[5, 1, 1, 1, 1], [3, 3, 3]], ids=str)
+def test_left_padding_with_a_cache(make: Any, ids: torch.Tensor, close: Any, cut: list[int]) -> None:
+    model = make()
+    mask = torch.ones_like(ids)
+    mask[0, :4] = mask[2, :2] = 0
+    past, end, parts = None, 0, []
+    with torch.no_grad():
+        for part in ids.split(cut, dim=1):
+            end += part.shape[1]
+            out = model(part, attention_mask=mask[:, :end], past_key_values=past, use_cache=True)
+            past = out.past_key_values
+            parts.append(out.logits)
+        together = torch.cat(parts, dim=1)
+        for row, got, real in zip(ids, together, mask.bool(), strict=True):
+            close(got[real], model(row[real][None]).logits[0])
+
+
+def test_a_row_that_is_all_padding_is_finite_and_changes_nothing(make: Any, ids: torch.Tensor, close: Any) -> None:
+    model = make()
+    mask = torch.ones_like(ids)
+    mask[1] = 0
+    with torch.no_grad():
+        got = model(ids, attention_mask=mask).logits
+        assert got.isfinite().all()
+        close(got[[0, 2]], model(ids[[0, 2]]).logits)
+        got = model(ids, attention_mask=mask, output_attentions=True)
+        assert got.logits.isfinite().all()
+        assert all(weights.isfinite().all() for weights in got.attentions)
+
+
+def test_what_stands_under_the_padding_does_not_matter(make: Any, ids: torch.Tensor, close: Any) -> None:
+    model = make()
+    mask = torch.ones_like(ids)
+    mask[0, :4] = mask[1, 7:] = mask[2, 3] = 0
+    other = torch.where(mask.bool(), ids, (ids + 13) % 90)
+    with torch.no_grad():
+        real = mask.bool()
+        close(model(ids, attention_mask=mask).logits[real], model(other, attention_mask=mask).logits[real])
+
+
+def test_a_token_never_sees_those_after_it(make: Any, ids: torch.Tensor, close: Any) -> None:
+    model = make()
+    other = ids.clone()
+    other[:, 5:] = (other[:, 5:] + 7) % 90
+    with torch.no_grad():
+        close(model(ids).logits[:, :5], model(other).logits[:, :5])
+        assert not torch.allclose(model(ids).logits[:, 5:], model(other).logits[:, 5:], atol=1e-3)
+
+
+def test_the_mask_as_four_dimensions_says_the_same(make: Any, ids: torch.Tensor, close: Any) -> None:
+    model = make()
+    mask = torch.ones_like(ids)
+    mask[1, 7:] = mask[2, 3] = 0
+    full = torch.ones(9, 9).tril().bool() & mask.bool()[:, None, None, :]  # (B, 1, T, S)
+    additive = torch.zeros(full.shape).masked_fill(~full, -torch.inf)
+    with torch.no_grad():
+        wanted = model(ids, attention_mask=mask).logits
+        for given in (full, full.long(), additive, additive.clamp_min(torch.finfo(torch.float32).min)):
+            close(model(ids, attention_mask=given).logits[mask.bool()], wanted[mask.bool()])
+
+
+def test_a_query_that_sees_nothing_is_finite(make: Any, ids: torch.Tensor) -> None:
+    model = make()
+    blind = torch.ones(9, 9).tril().bool().repeat(3, 1, 1, 1)
+    blind[0, 0, 4] = False
+    additive = torch.zeros(blind.shape).masked_fill(~blind, -torch.inf)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        model.to(dtype)
+        for given in (blind, additive, additive.clamp_min(torch.finfo(torch.float32).min)):
+            out = model(ids, attention_mask=given)
+            assert out.logits.isfinite().all()
+            out.logits.float().sum().backward()
+            assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_backends_agree(family: Any, ids: torch.Tensor, close: Any) -> None:
+    from quintet.layers.attention import BACKENDS
+
+    torch.manual_seed(0)
+    model = family.classes["causal-lm"](family.tiny()).eval()
+    mask = torch.ones_like(ids)
+    mask[0, :4] = mask[1, 7:] = 0
+    with torch.no_grad():
+        for given in (None, mask, torch.randn(3, 1, 9, 9)):
+            results = []
+            for backend in BACKENDS:
+                model.config._attn_implementation = backend
+                results.append(model(ids, attention_mask=given).logits)
+                results.append(model(ids, attention_mask=given, output_attentions=True).logits)
+            for result in results[1:]:
+                close(result, results[0])
