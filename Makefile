@@ -16,7 +16,8 @@ PROMPT ?= Once upon a time, in a little house at the edge of the forest,
 PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
-PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt $(PIP_ARGS)
+# A person sees pip's progress bars; a log gets only what went wrong.
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check $(if $(MAKE_TERMOUT),,-qq) -c constraints.txt $(PIP_ARGS)
 STAMP := $(VENV)/.installed
 STAMP_DEV := $(VENV)/.installed-dev
 
