@@ -77,7 +77,8 @@ def causal_lm_loss(
             "one label for each token (they are shifted inside), and do not cut the logits with logits_to_keep."
         )
     check_labels(labels, vocab_size)
-    labels = F.pad(labels.to(logits.device), (0, 1), value=IGNORE_INDEX)[..., 1:].reshape(-1)  # (... * T,)
+    labels = labels.to(logits.device, torch.int64)
+    labels = F.pad(labels, (0, 1), value=IGNORE_INDEX)[..., 1:].reshape(-1)  # (... * T,)
     scores = logits.float().reshape(-1, vocab_size)  # (... * T, V)
     if num_items_in_batch is None:
         return F.cross_entropy(scores, labels, ignore_index=IGNORE_INDEX)
@@ -124,7 +125,7 @@ def sequence_classification_loss(config: PreTrainedConfig, logits: torch.Tensor,
         return F.mse_loss(logits, labels)
     if config.problem_type == "single_label_classification":
         check_labels(labels, config.num_labels)
-        return F.cross_entropy(logits.view(-1, config.num_labels), labels.view(-1))
+        return F.cross_entropy(logits.view(-1, config.num_labels), labels.reshape(-1).long())
     if config.problem_type == "multi_label_classification":
         return F.binary_cross_entropy_with_logits(logits, labels)
     raise ConfigError(
@@ -136,7 +137,7 @@ def sequence_classification_loss(config: PreTrainedConfig, logits: torch.Tensor,
 def token_classification_loss(logits: torch.Tensor, labels: torch.Tensor, num_labels: int) -> torch.Tensor:
     """Cross-entropy of (B, T, L) scores against (B, T) labels, -100 ignored."""
     check_labels(labels, num_labels)
-    return F.cross_entropy(logits.view(-1, num_labels), labels.to(logits.device).view(-1))
+    return F.cross_entropy(logits.view(-1, num_labels), labels.to(logits.device, torch.int64).reshape(-1))
 
 
 def question_answering_loss(
@@ -150,7 +151,8 @@ def question_answering_loss(
 
     def one(logits: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         positions = positions.squeeze(-1) if positions.dim() > 1 else positions
-        return F.cross_entropy(logits, positions.to(logits.device).clamp(0, length), ignore_index=length)
+        positions = positions.to(logits.device, torch.int64).clamp(0, length)
+        return F.cross_entropy(logits, positions, ignore_index=length)
 
     return (one(start_logits, starts) + one(end_logits, ends)) / 2
 
