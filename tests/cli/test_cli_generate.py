@@ -275,3 +275,13 @@ def test_the_stop_filter_never_depends_on_how_the_text_is_cut():
         assert stop_filter.text == (text[: min(ends)[1]] if ends else text)
 
     check()
+
+
+def test_a_tokenizer_of_another_model_is_refused(tiny_gpt2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    from quintet.models.gpt2 import GPT2LMHeadModel, tiny
+
+    GPT2LMHeadModel(tiny()).save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((tiny_gpt2 / name).read_bytes())
+    assert main(["generate", "--model", str(tmp_path), PROMPT]) == 1
+    assert re.search(r"the tokenizer has \d+ tokens, but the model only 99", capsys.readouterr().err)

@@ -103,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
         args.model, revision=args.revision, dtype=DTYPES[args.dtype], device_map=choose_device(args.device)
     )
     model.eval()
+    _check_vocabulary(model, tokenizer)
     ids = _encode(tokenizer, prompt)
     options = _options(args, _room(model, len(ids), args.max_new_tokens))
     seed = secrets.randbelow(2**32) if args.seed is None else args.seed
@@ -162,6 +163,16 @@ def _encode(tokenizer: Any, prompt: str) -> list[int]:
     if not ids:
         raise InputError("the prompt is empty, and this model has no token that begins a text. Give some text.")
     return ids
+
+
+def _check_vocabulary(model: Any, tokenizer: Any) -> None:
+    """Refuse a tokenizer with ids that the model lacks; a model with more rows than tokens is padded, and usual."""
+    size = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > size:
+        raise InputError(
+            f"the tokenizer has {len(tokenizer)} tokens, but the model only {size}: they do not belong together. Get the "
+            "tokenizer files of this model, or resize the model with resize_token_embeddings()."
+        )
 
 
 def _room(model: Any, prompt_tokens: int, wanted: int | None) -> int:
