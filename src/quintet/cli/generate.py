@@ -170,8 +170,8 @@ def _check_vocabulary(model: Any, tokenizer: Any) -> None:
     size = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > size:
         raise InputError(
-            f"the tokenizer has {len(tokenizer)} tokens, but the model only {size}: they do not belong together. Get the "
-            "tokenizer files of this model, or resize the model with resize_token_embeddings()."
+            f"the tokenizer has {len(tokenizer)} tokens, but the model only {size}: they do not belong together. Get "
+            "the tokenizer files of this model, or resize the model with resize_token_embeddings()."
         )
 
 
