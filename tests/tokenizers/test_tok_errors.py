@@ -149,6 +149,15 @@ def test_ids_in_a_gap_of_the_vocabulary(small_dir: Path, tmp_path: Path) -> None
             tokenizer.decode([0, missing])
 
 
+def test_two_tokens_with_one_id_in_the_middle(tmp_path: Path) -> None:
+    # The ids end where they should, so that loading sees nothing; the first decoding does.
+    content = '{"model": {"type": "BPE", "vocab": {"a": 0, "b": 2, "c": 2}, "merges": []}}'
+    (tmp_path / "tokenizer.json").write_text(content, encoding="utf-8")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    with pytest.raises(TokenizerError, match="gives the id 2 to two tokens, 'b' and 'c'"):
+        tokenizer.decode([0])
+
+
 def test_other_calls(small: GPT2TokenizerFast) -> None:
     with pytest.raises(TokenizerError, match="no token with the id 5000"):
         small.convert_ids_to_tokens([1, 5000])
@@ -199,6 +208,7 @@ BAD_JSON: list[tuple[bytes, str]] = [
         r"uses the id 4000000000, but ids must be",
     ),
     (b'{"model": {"type": "Nonsense"}}', r"is not a usable tokenizer.json"),
+    (b'{"model": {"type": "BPE", "vocab": {}, "merges": []}}', r"holds no tokens at all"),
 ]
 
 

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from quintet.errors import TokenizerError
 from quintet.tokenizers.encoding import to_python
-from quintet.tokenizers.engine import byte_values, ids_are_dense, is_byte_level
+from quintet.tokenizers.engine import byte_values, distinct_ids, ids_are_dense, is_byte_level
 
 __all__ = ["Decoding", "clean_up", "read_ids"]
 
@@ -37,6 +37,8 @@ def clean_up(text: str) -> str:
 
 def read_ids(value: Any) -> Any:
     """Return ids as a list, or a list of lists, from any of the forms they come in: int, list, tensor, encoding."""
+    if type(value) is list and value and type(value[0]) is int:
+        return value
     if isinstance(value, Mapping):
         if "input_ids" not in value:
             raise TokenizerError(f"Decoding a dict needs the key 'input_ids'; its keys are {list(value)}.")
@@ -116,5 +118,5 @@ class Decoding:
 
     def _all_ids(self) -> set[int]:
         if self._known is None:
-            self._known = set(self.engine.get_vocab(with_added_tokens=True).values())
+            self._known = distinct_ids(self.engine, "The vocabulary")
         return self._known

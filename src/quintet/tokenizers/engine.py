@@ -26,6 +26,7 @@ __all__ = [
     "byte_level_pre_tokenizer",
     "byte_values",
     "check_ids",
+    "distinct_ids",
     "ids_are_dense",
     "is_byte_level",
     "load_tokenizer_json",
@@ -171,9 +172,22 @@ def byte_level_engine(vocab_file: Path, merges_file: Path, *, add_prefix_space: 
 
 
 def check_ids(engine: Tokenizer, path: Path) -> None:
-    """Raise TokenizerError when two tokens of `engine` have the same id, or an id is far outside the vocabulary."""
-    if ids_are_dense(engine):
+    """Raise TokenizerError when `engine` has no tokens, two with the same id, or an id beyond all reason.
+
+    Loading must be fast, so ids that end where they should are not looked at one by one; the first decoding does that.
+    """
+    size = engine.get_vocab_size(with_added_tokens=True)
+    if size == 0:
+        raise TokenizerError(f"'{path}' holds no tokens at all. The file is damaged; get it again.")
+    if engine.id_to_token(size - 1) is not None and engine.id_to_token(size) is None:
         return
+    ids = distinct_ids(engine, f"'{path}'")
+    if max(ids) >= 2**31:
+        raise TokenizerError(f"'{path}' uses the id {max(ids)}, but ids must be below {2**31}. The file is damaged.")
+
+
+def distinct_ids(engine: Tokenizer, where: str) -> set[int]:
+    """Return all ids; raise TokenizerError, with `where` in its words, when two tokens have the same."""
     vocabulary = engine.get_vocab(with_added_tokens=True)
     ids = set(vocabulary.values())
     if len(ids) != len(vocabulary):
@@ -181,12 +195,11 @@ def check_ids(engine: Tokenizer, path: Path) -> None:
         for token, index in sorted(vocabulary.items()):
             if index in seen:
                 raise TokenizerError(
-                    f"'{path}' gives the id {index} to two tokens, {seen[index]!r} and {token!r}. "
+                    f"{where} gives the id {index} to two tokens, {seen[index]!r} and {token!r}. "
                     "The file is damaged; get it again."
                 )
             seen[index] = token
-    if max(ids) >= 2**31:
-        raise TokenizerError(f"'{path}' uses the id {max(ids)}, but ids must be below {2**31}. The file is damaged.")
+    return ids
 
 
 def ids_are_dense(engine: Tokenizer) -> bool:
