@@ -99,7 +99,8 @@ def _dispatch(arguments: list[str]) -> int:
     from quintet.cli.common import CommandParser, messages_on_stderr
 
     module = importlib.import_module(COMMANDS[name].module)
-    parser = CommandParser(prog=f"quintet {name}", description=COMMANDS[name].help.capitalize() + ".")
+    words = COMMANDS[name].help
+    parser = CommandParser(prog=f"quintet {name}", description=f"{words[0].upper()}{words[1:]}.")
     module.add_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="on an error, print the whole trace")
     try:

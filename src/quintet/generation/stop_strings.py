@@ -82,7 +82,7 @@ class TokenBytes:
     def _look_up(self, token: int) -> bytes:
         try:
             text = self._tokenizer.convert_ids_to_tokens(token)
-        except (IndexError, KeyError, OverflowError):
+        except (IndexError, KeyError, OverflowError, ValueError):
             text = None
         if not isinstance(text, str):
             return b""  # an id outside the tokenizer's vocabulary stands for nothing
