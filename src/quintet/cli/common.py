@@ -180,7 +180,7 @@ def read_input(file: str, limit: int) -> str:
         with open(file, "rb") as stream:
             name, data = f"'{file}'", stream.read(limit + 1)
     if len(data) > limit:
-        raise InputError(f"{name} is larger than {limit >> 20} MiB. Give a shorter text.")
+        raise InputError(f"{name} is larger than {limit >> 20} MiB. Split it first, or give a shorter text.")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -8,8 +8,17 @@ import re
 import sys
 from typing import TYPE_CHECKING
 
-from quintet.cli.common import BUNDLED_MODEL, add_examples, add_json, print_json, printable, style, use_color
-from quintet.errors import InputError, UsageError
+from quintet.cli.common import (
+    BUNDLED_MODEL,
+    add_examples,
+    add_json,
+    print_json,
+    printable,
+    read_input,
+    style,
+    use_color,
+)
+from quintet.errors import UsageError
 
 if TYPE_CHECKING:
     from quintet.tokenizers import BatchEncoding, PreTrainedTokenizerBase
@@ -95,23 +104,11 @@ def _read_input(args: argparse.Namespace) -> str:
         raise UsageError(f"{len(words)} texts were given. Put quotes around the text to make it one.")
     if words and words != ["-"]:
         return " ".join(words)
-    if args.file is not None and args.file != "-":
-        with open(args.file, "rb") as file:
-            return _decode(file.read(MAX_INPUT_BYTES + 1), f"'{args.file}'")
-    if words or args.file == "-" or not sys.stdin.isatty():
-        return _decode(sys.stdin.buffer.read(MAX_INPUT_BYTES + 1), "stdin")
+    if args.file is not None:
+        return read_input(args.file, MAX_INPUT_BYTES)
+    if words or (sys.stdin is not None and not sys.stdin.isatty()):
+        return read_input("-", MAX_INPUT_BYTES)
     raise UsageError('no text. Give one: quintet tokenize "Once upon a time", --file FILE, or text on stdin.')
-
-
-def _decode(data: bytes, source: str) -> str:
-    if len(data) > MAX_INPUT_BYTES:
-        raise InputError(f"{source} is larger than {MAX_INPUT_BYTES >> 20} MiB. Split it first.")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{source} is not UTF-8 text: byte {error.start} is 0x{data[error.start]:02x}. Convert it to UTF-8."
-        ) from None
 
 
 def _read_ids(text: str) -> list[int]:
