@@ -61,7 +61,10 @@ def family_of(model_type: str) -> Family:
 
 
 def _config_class(model_type: str) -> type[PreTrainedConfig]:
-    return _registered.get(model_type) or family_of(model_type).config
+    if isinstance(model_type, str) and model_type in _registered:  # it may come from a file, and be anything
+        return _registered[model_type]
+    config_class: type[PreTrainedConfig] = family_of(model_type).config
+    return config_class
 
 
 class AutoConfig:
