@@ -170,7 +170,7 @@ def test_make_passes_a_prompt_on_as_it_is(tmp_path: Path):
 def bare_venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A new environment that borrows the libraries of this one, but not its quintet (.pth files there are not read)."""
     folder = tmp_path_factory.mktemp("venv")
-    run([sys.executable, "-m", "venv", str(folder)])
+    run([sys.executable, "-m", "venv", "--without-pip", str(folder)])
     site = sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})
     (Path(site) / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return folder
