@@ -1,0 +1,81 @@
+"""What the sources may hold: sizes, and calls that could run what a file says."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import quintet
+
+SOURCE = Path(quintet.__file__).parent
+FILES = sorted(SOURCE.rglob("*.py"))
+LONGEST_FILE, LONGEST_BODY = 400, 60
+
+# Longer files: why.
+LONG = {"models/gpt2.py": "a family is one file, read from top to bottom"}
+
+UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "shelve", "marshal", "joblib", "imp", "code"}
+UNSAFE_CALLS = {"eval", "exec", "compile", "__import__", "input"}
+# File with a call of torch.load: why.
+PICKLES = {"checkpoint/torchbin.py": "pytorch_model.bin, only when asked for, with weights_only"}
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(SOURCE).as_posix()
+
+
+def calls() -> Iterator[tuple[str, ast.Call, str]]:
+    """Every call with its file and the dotted name of what is called."""
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, (ast.Name, ast.Attribute)):
+                yield name_of(path), node, ast.unparse(node.func)
+
+
+def test_files_are_short() -> None:
+    sizes = {name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
+    long = {name for name, lines in sizes.items() if lines > LONGEST_FILE}
+    assert long == set(LONG), f"split it, or say why not: {long ^ set(LONG)}"
+
+
+def test_functions_are_short() -> None:
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                body = node.body[1:] if ast.get_docstring(node) else node.body
+                lines = (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
+                assert lines <= LONGEST_BODY, f"{name_of(path)}: {node.name} has {lines} lines"
+
+
+def test_every_file_says_what_it_is() -> None:
+    for path in FILES:
+        text = path.read_text(encoding="utf-8")
+        if text.strip():
+            assert ast.get_docstring(ast.parse(text)), f"{name_of(path)} has no docstring"
+
+
+def test_nothing_is_unpickled_or_run() -> None:
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            for module in modules:
+                assert module.partition(".")[0] not in UNSAFE_MODULES, f"{name_of(path)}:{node.lineno}: {module}"
+    for name, node, called in calls():
+        where = f"{name}:{node.lineno}: {called}"
+        assert called not in UNSAFE_CALLS, where
+        assert called not in ("os.system", "os.popen", "torch.hub.load", "torch.jit.load"), where
+        keywords = {keyword.arg: keyword.value for keyword in node.keywords}
+        assert not (isinstance(keywords.get("shell"), ast.Constant) and keywords["shell"].value), where  # type: ignore[attr-defined]
+        assert "allow_pickle" not in keywords or keywords["allow_pickle"].value is False, where  # type: ignore[attr-defined]
+        if called in ("torch.load", "torch.save", "np.load", "numpy.load"):
+            assert name in PICKLES, where
+            assert keywords["weights_only"].value is True, where  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", [*LONG, *PICKLES])
+def test_files_with_a_reason_exist(name: str) -> None:
+    assert (SOURCE / name).is_file()
