@@ -1,4 +1,4 @@
-"""The twins of linear layers compute what the plain ones do, for every number of rows, and step aside for training."""
+"""The twins of linear layers compute what the plain ones do, for every size and type, and step aside for training."""
 
 from __future__ import annotations
 
@@ -11,31 +11,58 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from quintet.fused.few_rows import MAX_ROWS, FewRowsConv1D, FewRowsLinear, few_rows_linear, shares, use_few_rows
+from quintet.fused import cpu_linear as module
+from quintet.fused.cpu_linear import CpuConv1D, CpuLinear, cpu_linear, onednn, shares, use_cpu_linear
 from quintet.layers.conv1d import Conv1D
 from quintet.models.gpt2 import GPT2LMHeadModel, tiny
 
-needs_mkl = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="the twins are used with MKL only")
-
 
 @given(
-    rows=st.integers(1, MAX_ROWS + 2),
+    rows=st.integers(1, 20),
     inputs=st.integers(1, 40),
     outputs=st.integers(1, 130),
     bias=st.booleans(),
     deep=st.booleans(),
+    transposed=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
 )
-def test_equals_the_plain_product(rows: int, inputs: int, outputs: int, bias: bool, deep: bool) -> None:
+def test_equals_the_plain_product(
+    rows: int, inputs: int, outputs: int, bias: bool, deep: bool, transposed: bool, dtype: torch.dtype
+) -> None:
     torch.manual_seed(rows * 1000 + outputs)
-    weight, x = torch.randn(outputs, inputs), torch.randn((rows, 1, inputs) if deep else (rows, inputs))
-    added = torch.randn(outputs) if bias else None
+    weight = (torch.randn(inputs, outputs).t() if transposed else torch.randn(outputs, inputs)).to(dtype)
+    x = torch.randn((rows, 1, inputs) if deep else (rows, inputs)).to(dtype)
+    added = torch.randn(outputs).to(dtype) if bias else None
     with torch.no_grad():
-        out = few_rows_linear(x, weight, added)
-    if rows > MAX_ROWS or shares(outputs, torch.get_num_threads()) == 1:
-        assert out is None
+        out = cpu_linear(x, weight, added)
+    if out is None:
+        assert dtype == torch.bfloat16 or (dtype == torch.float16 and rows < 4) or onednn() is None
         return
+    exact = nn.functional.linear(x.double(), weight.double(), None if added is None else added.double())
+    assert out.dtype == dtype and out.shape == exact.shape
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(out.double(), exact, atol=2 * tolerance, rtol=tolerance)
+
+
+def test_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "onednn", lambda: None)
+    weight, x = torch.randn(8, 4), torch.randn(6, 4)
+    with torch.no_grad():
+        assert cpu_linear(x, weight, None) is None
+        out = cpu_linear(x.half(), weight.half(), None)
     assert out is not None
-    torch.testing.assert_close(out, nn.functional.linear(x, weight, added), atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(out.float(), x @ weight.t(), atol=1e-2, rtol=1e-2)
+
+
+def test_a_large_float16_weight_is_converted_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "UPCAST_SLICE", 64)
+    weight, x, bias = torch.randn(37, 16).half(), torch.randn(5, 16).half(), torch.randn(37).half()
+    with torch.no_grad():
+        out = cpu_linear(x, weight, bias)
+    assert out is not None
+    torch.testing.assert_close(
+        out.float(), nn.functional.linear(x.float(), weight.float(), bias.float()), atol=1e-2, rtol=1e-2
+    )
 
 
 @given(outputs=st.integers(1, 100_000), threads=st.integers(1, 64))
@@ -46,16 +73,15 @@ def test_shares_are_equal(outputs: int, threads: int) -> None:
 
 def test_when_it_steps_aside() -> None:
     weight, x = torch.randn(8, 4), torch.randn(2, 4)
-    assert few_rows_linear(x, weight, None) is None  # gradients are on
+    assert cpu_linear(x, weight, None) is None  # gradients are on
     with torch.no_grad():
-        assert few_rows_linear(x, weight, None) is not None
-        assert few_rows_linear(x.double(), weight.double(), None) is None
-        assert few_rows_linear(x, torch.randn(4, 8).t(), None) is None  # not contiguous
+        assert cpu_linear(x.double(), weight.double(), None) is None
+        assert cpu_linear(x.half(), weight, None) is None
+        assert cpu_linear(torch.empty(0, 4), weight, None) is None
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert few_rows_linear(x, weight, None) is None
+            assert cpu_linear(x, weight, None) is None
 
 
-@needs_mkl
 def test_a_model_keeps_its_numbers_parameters_and_hooks() -> None:
     model = GPT2LMHeadModel(tiny()).eval()
     plain = copy.deepcopy(model)
@@ -64,7 +90,7 @@ def test_a_model_keeps_its_numbers_parameters_and_hooks() -> None:
     before = dict(model.named_parameters())
     report = model.optimize()
     assert "lm_head" in report.replaced and "transformer.h.1.attn.c_attn" in report.replaced
-    assert type(model.lm_head) is FewRowsLinear and type(model.transformer.h[0].mlp.c_fc) is FewRowsConv1D
+    assert type(model.lm_head) is CpuLinear and type(model.transformer.h[0].mlp.c_fc) is CpuConv1D
     assert {name: id(p) for name, p in model.named_parameters()} == {name: id(p) for name, p in before.items()}
     assert model.lm_head.weight is model.transformer.wte.weight
     assert model.optimize().replaced == []  # twins are not swapped again
@@ -79,7 +105,6 @@ def test_a_model_keeps_its_numbers_parameters_and_hooks() -> None:
         torch.testing.assert_close(twin[1], old[1], atol=0, rtol=0)
 
 
-@needs_mkl
 def test_training_goes_on_after_it() -> None:
     model, plain = (GPT2LMHeadModel(tiny(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)) for _ in range(2))
     plain.load_state_dict(model.state_dict())
@@ -92,25 +117,23 @@ def test_training_goes_on_after_it() -> None:
         torch.testing.assert_close(p.grad, q.grad, atol=1e-6, rtol=1e-5, msg=name)
 
 
-@needs_mkl
 def test_generate_uses_it_in_evaluation_only() -> None:
     model = GPT2LMHeadModel(tiny()).train()
     prompt = torch.tensor([[1, 2, 3]])
     model.generate(prompt, max_new_tokens=2)
     assert type(model.lm_head) is nn.Linear
     model.eval().generate(prompt, max_new_tokens=2)
-    assert type(model.lm_head) is FewRowsLinear
+    assert type(model.lm_head) is CpuLinear
 
 
 def test_subclasses_and_other_types_stay() -> None:
     class Own(nn.Linear):
         pass
 
-    model = nn.ModuleDict({"own": Own(4, 4), "narrow": nn.Linear(4, 4).half(), "plain": nn.Linear(4, 4)})
-    report = use_few_rows(model)
-    assert type(model["own"]) is Own and type(model["narrow"]) is nn.Linear
-    if torch.backends.mkl.is_available():
-        assert report.replaced == ["plain"] and report.kept == ["narrow"]
+    model = nn.ModuleDict({"own": Own(4, 4), "wide": nn.Linear(4, 4).double(), "plain": nn.Linear(4, 4)})
+    report = use_cpu_linear(model)
+    assert type(model["own"]) is Own and type(model["wide"]) is nn.Linear
+    assert report.replaced == ["plain"] and report.kept == ["wide"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -119,7 +142,10 @@ def test_loading_lays_out_weights(tmp_path: Path, dtype: torch.dtype) -> None:
     model.save_pretrained(tmp_path)
     loaded = GPT2LMHeadModel.from_pretrained(tmp_path)
     weight = loaded.transformer.h[0].mlp.c_fc.weight
-    assert weight.t().is_contiguous() and torch.equal(weight, model.transformer.h[0].mlp.c_fc.weight)
+    half = dtype != torch.float32
+    assert (weight.t() if half else weight).is_contiguous() and torch.equal(
+        weight, model.transformer.h[0].mlp.c_fc.weight
+    )
     loaded.save_pretrained(tmp_path / "again")  # on disk it is (in, out) again
     again = Conv1D(2, 2)
     assert again.weight.is_contiguous()

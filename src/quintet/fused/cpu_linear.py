@@ -1,0 +1,162 @@
+"""Linear layers on a CPU without gradients: the same product, by the library that is fastest for its size and type.
+
+A plain linear layer goes to MKL in float32, which computes `few rows x matrix` on one core and prompts at half the
+speed of oneDNN, and in float16 to a loop that does not know vectors. What is used instead (`benchmarks/micro.py`):
+
+- float32, up to 4 rows, weight (out, in) in memory: one product per share of the outputs, as a batch, reads the weight
+  with all cores at memory speed.
+- float32 otherwise, in whatever order the weight is stored (it can stay in the mapped file): oneDNN.
+- float16 from 4 rows on: convert a slice of the weight that fits a cache and multiply in float32.
+- bfloat16, and float16 below: torch's own, with the order in memory that `Conv1D.lay_out` gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from quintet.layers.conv1d import Conv1D
+from quintet.swap import SwapReport, swap
+
+__all__ = ["CpuConv1D", "CpuLinear", "cpu_linear", "use_cpu_linear"]
+
+# Up to here a batch of shares beats oneDNN; measured on 2 cores.
+SHARE_ROWS = 4
+# From here on converting float16 weights costs less than multiplying in float16.
+UPCAST_ROWS = 4
+# Elements of a float16 weight converted at a time: 4 MiB of float32 stay in the last-level cache.
+UPCAST_SLICE = 2**20
+
+Linear = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+
+
+@lru_cache
+def shares(outputs: int, threads: int) -> int:
+    """Return into how many equal parts to cut `outputs`: the smallest number from 2 * threads on, or 1 for none."""
+    return next((c for c in range(2 * threads, 8 * threads + 64) if outputs % c == 0), 1)
+
+
+@lru_cache
+def onednn() -> Linear | None:
+    """Return oneDNN's linear layer, or None where torch has none or it does not compute what it should.
+
+    The op is the one that torch's compiler emits and not a documented function, so it is tried before it is trusted.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return None
+    try:
+        op = torch.ops.mkldnn._linear_pointwise
+
+        def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+            out: torch.Tensor = op(x, weight, bias, "none", [], "")
+            return out
+
+        x, weight, bias = torch.arange(6.0).view(2, 3), torch.arange(12.0).view(3, 4).t(), torch.arange(4.0)
+        with torch.no_grad():
+            right = torch.equal(linear(x, weight, bias), x @ weight.t() + bias)
+    except (AttributeError, RuntimeError, TypeError):
+        return None
+    return linear if right else None
+
+
+def cpu_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor | None:
+    """Return `x @ weight.T + bias`, or None when the plain product should do it.
+
+    Args:
+        x: (..., in).
+        weight: (out, in), in any order in memory.
+        bias: (out,) or None.
+
+    Returns:
+        (..., out), or None: gradients are on, the device is not a CPU, autocast or a compiler is at work, or the plain
+        product is as fast.
+    """
+    if torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype != weight.dtype:
+        return None
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return None
+    rows = x.numel() // x.shape[-1]
+    if x.dtype == torch.float16 and rows >= UPCAST_ROWS:
+        return _upcast(x, weight, bias)
+    if x.dtype != torch.float32 or rows == 0:
+        return None
+    parts = shares(weight.shape[0], torch.get_num_threads()) if rows <= SHARE_ROWS else 1
+    if parts > 1 and weight.is_contiguous() and torch.backends.mkl.is_available():
+        return _by_shares(x, weight, bias, rows, parts)
+    linear = onednn()
+    return None if linear is None else linear(x, weight, bias)
+
+
+def _by_shares(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, rows: int, parts: int) -> torch.Tensor:
+    outputs, inputs = weight.shape
+    cut = weight.view(parts, outputs // parts, inputs)  # (out, in) -> (c, out / c, in)
+    columns = x.reshape(rows, inputs).t().expand(parts, inputs, rows)  # (c, in, rows)
+    if bias is None:
+        out = torch.bmm(cut, columns)
+    else:
+        out = torch.baddbmm(bias.view(parts, outputs // parts, 1), cut, columns)
+    # (c, out / c, rows) -> (out, rows) -> (rows, out)
+    return out.view(outputs, rows).t().reshape(*x.shape[:-1], outputs)
+
+
+def _upcast(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    outputs, inputs = weight.shape
+    linear = onednn() or F.linear
+    wide = x.float()
+    out = x.new_empty((*x.shape[:-1], outputs))
+    step = max(1, UPCAST_SLICE // inputs)
+    for begin in range(0, outputs, step):
+        part = slice(begin, begin + step)
+        out[..., part] = linear(wide, weight[part].float(), None if bias is None else bias[part].float())
+    return out
+
+
+class CpuConv1D(Conv1D):
+    """Conv1D that takes the fast way without gradients."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (..., nx) to (..., nf)."""
+        out = cpu_linear(x, self.weight.t(), self.bias)
+        return super().forward(x) if out is None else out
+
+
+class CpuLinear(nn.Linear):
+    """Linear that takes the fast way without gradients."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (..., in_features) to (..., out_features)."""
+        out = cpu_linear(x, self.weight, self.bias)
+        return super().forward(x) if out is None else out
+
+
+def _conv1d(module: nn.Module) -> nn.Module | None:
+    assert isinstance(module, Conv1D), "the table maps the type"
+    if not _fits(module.weight):
+        return None
+    module.weight.data = Conv1D.lay_out(module.weight.data)
+    return _twin(CpuConv1D, module)
+
+
+def _linear(module: nn.Module) -> nn.Module | None:
+    assert isinstance(module, nn.Linear), "the table maps the type"
+    return _twin(CpuLinear, module) if _fits(module.weight) else None
+
+
+def _fits(weight: torch.Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float16, torch.bfloat16)
+
+
+def _twin(kind: type[nn.Module], module: nn.Module) -> nn.Module:
+    """Make a module of another class that *is* the old one: it shares parameters, hooks and training flag."""
+    twin = kind.__new__(kind)
+    twin.__dict__ = module.__dict__
+    return twin
+
+
+def use_cpu_linear(model: nn.Module) -> SwapReport:
+    """Swap the linear layers that are on a CPU for these twins; elsewhere nothing changes."""
+    return swap(model, {Conv1D: _conv1d, nn.Linear: _linear})
