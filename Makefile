@@ -7,13 +7,13 @@
 #   PIP_ARGS="..."           more arguments for pip, for example the CPU-only build of torch on Linux:
 #                            PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 #   PROMPT="..."             the opening of the demo's story
-#   PYTEST_ARGS="-x -k gpt2" arguments for pytest
+#   PYTEST_ARGS="-x -k gpt2" arguments for pytest (default: one process for each core, 8 at most)
 
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
 PROMPT ?= Once upon a time, in a little house at the edge of the forest,
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n auto --maxprocesses 8 --dist loadfile
 
 BIN := $(VENV)/bin
 # A person sees pip's progress bars; a log gets only what went wrong.

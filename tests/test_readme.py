@@ -49,20 +49,23 @@ def test_python_blocks(folder: Path, monkeypatch: pytest.MonkeyPatch):
     assert (folder / "my-classifier" / "model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("command", [command for block in SHELL for command in shell_commands(block)])
-def test_shell_commands(command: str, folder: Path):
+@pytest.mark.parametrize(
+    "block", [block for block in SHELL if shell_commands(block)], ids=lambda block: block.split()[1]
+)
+def test_shell_blocks(block: str, folder: Path):
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", command],
-        cwd=folder,
-        env={**os.environ, "PATH": path},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr and done.stdout.strip()
+    for command in shell_commands(block):
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", command],
+            cwd=folder,
+            env={**os.environ, "PATH": path},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        assert "Traceback" not in done.stderr and done.stdout.strip()
 
 
 def test_links_to_files_lead_somewhere():

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import types
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -232,12 +235,19 @@ def test_exit_codes_of_the_process(tiny_gpt2: Path):
     assert code("genrate") == 2
 
 
-def _streaming(tiny_gpt2: Path) -> subprocess.Popen[bytes]:
-    # So many texts that it goes on until it is stopped.
+@contextlib.contextmanager
+def _streaming(tiny_gpt2: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that writes texts until it is stopped, here at the latest after five minutes."""
     argv = ["generate", "Once", "--model", str(tiny_gpt2), "--num", "1000000", "--threads", "1"]
-    return subprocess.Popen(
-        [*PYTHON, *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, bufsize=0
-    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen([*PYTHON, *argv], stdout=pipe, stderr=pipe, stdin=subprocess.DEVNULL, bufsize=0) as process:
+        guard = threading.Timer(300, process.kill)
+        guard.start()
+        try:
+            yield process
+        finally:
+            guard.cancel()
+            process.kill()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
@@ -249,7 +259,7 @@ def test_ctrl_c_while_streaming_ends_quietly_with_130(tiny_gpt2: Path):
         process.send_signal(signal.SIGINT)
         process.stdout.read()
         err = process.stderr.read()
-    assert process.returncode == 130
+        assert process.wait() == 130
     assert b"Traceback" not in err and b"KeyboardInterrupt" not in err
 
 
@@ -260,5 +270,5 @@ def test_a_closed_pipe_ends_quietly(tiny_gpt2: Path):
         process.stdout.read(1)
         process.stdout.close()
         err = process.stderr.read()
-    assert process.returncode == 1
+        assert process.wait() == 1
     assert b"Traceback" not in err and b"BrokenPipe" not in err and b"Exception ignored" not in err
