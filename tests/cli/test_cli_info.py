@@ -76,6 +76,18 @@ def test_a_configuration_alone_is_enough(tiny_gpt2, tmp_path, capsys):
     assert facts["weights"] is None and facts["tokenizer"] is None and facts["parameters"] > 0
 
 
+def test_shards_count_together_and_an_index_without_them_is_no_error(tiny_gpt2, tmp_path, capsys):
+    from quintet import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained(tiny_gpt2).save_pretrained(tmp_path, max_shard_size="64KB")
+    whole, shards = info(tiny_gpt2, capsys)["weights"], info(tmp_path, capsys)["weights"]
+    assert len(shards["files"]) > 1
+    assert (shards["tensors"], shards["mib"]) == (whole["tensors"], whole["mib"])
+    for file in tmp_path.glob("*.safetensors"):
+        file.unlink()
+    assert info(tmp_path, capsys)["weights"] is None
+
+
 def test_the_table_for_people(tiny_gpt2, capsys):
     assert main(["info", str(tiny_gpt2)]) == 0
     out = capsys.readouterr().out

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from quintet.cli.common import add_examples, add_json, print_json, print_table
-from quintet.errors import HubError, QuintetError
+from quintet.errors import QuintetError
 
 __all__ = ["add_arguments", "describe", "run"]
 
@@ -52,7 +52,7 @@ def describe(model: str, *, revision: str | None = None) -> dict[str, Any]:
     from quintet.auto import AutoConfig, AutoModelForCausalLM
     from quintet.hub import resolve_folder
 
-    folder = resolve_folder(model, revision=revision, files=("*.json", "*.txt"))
+    folder = resolve_folder(model, revision=revision, files=("config.json",))
     config = AutoConfig.from_pretrained(folder)
     with torch.device("meta"):  # shapes only
         network = AutoModelForCausalLM.from_config(config)
@@ -93,10 +93,9 @@ def _weights(folder: Path) -> dict[str, Any] | None:
     """Files, bytes and number formats of the stored tensors; None where only the configuration is here."""
     from quintet.checkpoint import find_weights, read_header
 
-    try:
-        files = find_weights(folder)
-    except HubError:
+    if not any(folder.glob("*.safetensors")):  # an index may be here without its shards, which are not fetched for this
         return None
+    files = find_weights(folder)
     tensors = [info for path in files for info in read_header(path).tensors.values()]
     stored: dict[str, int] = {}
     for info in tensors:
