@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from quintet.checkpoint import save_weights
+from quintet.checkpoint import TensorFile, save_weights
 
 MIB = 2**20
 LAYERS, WIDTH = 19, 1024  # 19 matrices of 16 MiB, 304 MiB in float32
@@ -93,3 +94,19 @@ def test_converted_weights_take_the_result_and_a_tensor(folder: Path) -> None:
 def test_without_mapping_the_file_is_held_once(folder: Path) -> None:
     used = measure(folder, "float32", mapped=False)
     assert used["VmRSS"][0] <= 1.1 * FILE, used
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other kernels account for mappings differently")
+def test_a_file_larger_than_the_memory_is_mapped(tmp_path: Path) -> None:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    rows = 2 * memory // 4096
+    header = json.dumps({"x": {"dtype": "F32", "shape": [rows, 1024], "data_offsets": [0, rows * 4096]}}).encode()
+    header += b" " * (-len(header) % 8)
+    file = tmp_path / "large.safetensors"
+    with open(file, "wb") as out:  # sparse: it takes no room on the disk
+        out.write(len(header).to_bytes(8, "little") + header)
+        out.truncate(8 + len(header) + rows * 4096)
+    tensor = TensorFile.open(file).get("x")
+    assert tensor.shape == (rows, 1024) and float(tensor[rows // 2, 5]) == 0.0
+    tensor[-1, -1] = 1.0  # copy-on-write still works, and the file stays
+    assert float(tensor[-1, -1]) == 1.0 and float(TensorFile.open(file).get("x")[-1, -1]) == 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import sys
 from collections.abc import Iterator, KeysView
 from pathlib import Path
 
@@ -152,6 +153,11 @@ def _header(descriptor: int, size: int, path: Path) -> Header:
 
 def _map(descriptor: int, size: int) -> mmap.mmap | bytearray:
     try:
+        if sys.platform == "linux":
+            # Private and writable, and nothing set aside for pages that nobody writes: else the kernel refuses to map
+            # a file larger than the memory. The number is for a Python without a name for the flag.
+            flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0x4000)
+            return mmap.mmap(descriptor, size, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
         return mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY)
     except (OSError, ValueError):
         return _read_whole(descriptor, size)  # some network file systems cannot map
