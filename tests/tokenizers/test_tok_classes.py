@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from quintet.errors import TokenizerError
 from quintet.tokenizers import (
@@ -202,6 +203,33 @@ def test_adding_tokens_while_others_encode(make_small: Make) -> None:
         lengths = list(pool.map(work, range(200)))
     assert set(lengths[2::10]) == {7}
     assert len(tokenizer) == len(make_small()) + 20
+
+
+def test_a_sequence_of_pre_tokenizers(general: PreTrainedTokenizerFast) -> None:
+    # The form that newer byte-level vocabularies have: a pattern of their own, then the bytes.
+    engine = copy.deepcopy(general.backend_tokenizer)
+    engine.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\s?\w+|\W"), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=engine)
+    assert tokenizer.add_prefix_space is False
+    ids = tokenizer("fox")["input_ids"]
+    assert tokenizer("fox", add_prefix_space=True) == tokenizer(" fox")
+    assert tokenizer("fox")["input_ids"] == ids
+    tokenizer.add_prefix_space = True
+    assert tokenizer("fox") == tokenizer(" fox")
+    assert PreTrainedTokenizerFast(tokenizer_object=engine, add_prefix_space=True)("fox") == tokenizer("fox")
+
+
+def test_prefix_space_without_byte_level() -> None:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a")))
+    assert tokenizer.add_prefix_space is False
+    with pytest.raises(TokenizerError, match="add_prefix_space=True works only with a byte-level pre-tokenizer"):
+        tokenizer("a", add_prefix_space=True)
+    assert tokenizer("a")["input_ids"] == [0]
 
 
 def test_a_changed_backend_is_respected(small: GPT2TokenizerFast) -> None:

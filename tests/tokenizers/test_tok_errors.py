@@ -11,6 +11,8 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from quintet.errors import QuintetError, TokenizerError
 from quintet.tokenizers import AutoTokenizer, GPT2Tokenizer, GPT2TokenizerFast, PreTrainedTokenizerFast
@@ -320,3 +322,26 @@ def test_chat_template_files(small_dir: Path, tmp_path: Path) -> None:
 def test_every_error_can_be_caught_as_usual() -> None:
     assert issubclass(TokenizerError, ValueError)
     assert issubclass(TokenizerError, QuintetError)
+
+
+JUNK = [b"", b"0", b"-", b"}", b"null", b'"', b"\xff", b"99"]
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_damaged_files_never_do_worse_than_an_error(data: st.DataObject, small_dir: Path, tmp_path: Path) -> None:
+    state = json.loads((small_dir / "tokenizer.json").read_text(encoding="utf-8"))
+    state["model"]["vocab"] = dict(list(state["model"]["vocab"].items())[:300])
+    state["model"]["merges"] = state["model"]["merges"][:20]
+    content = bytearray(json.dumps(state).encode())
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = data.draw(st.integers(0, len(content) - 1))
+        cut = data.draw(st.sampled_from([0, 1, 5, 100]))
+        content[place : place + cut] = data.draw(st.sampled_from(JUNK))
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+        ids = tokenizer("the fox")["input_ids"]
+        assert isinstance(tokenizer.decode(ids), str)
+    except TokenizerError:
+        pass

@@ -72,6 +72,8 @@ def encode_rows(engine: Tokenizer, inputs: Inputs, add_special_tokens: bool) -> 
     Raises:
         TokenizerError: Something in the batch is no text, or truncation is impossible as asked.
     """
+    if _has_surrogate(inputs.items):
+        raise TokenizerError(_explain(inputs, ValueError("it is not Unicode text")))
     try:
         return list(
             engine.encode_batch(
@@ -139,6 +141,20 @@ def input_names(value: Any) -> list[str]:
 
 
 # --- what went wrong --------------------------------------------------------------------------------------------------
+
+
+def _has_surrogate(items: Iterable[Any]) -> bool:
+    """Whether a text has a lone surrogate, which older releases of the `tokenizers` library silently replace."""
+    for item in items:
+        if isinstance(item, str):
+            if not item.isascii():
+                try:
+                    item.encode("utf-8")
+                except UnicodeEncodeError:
+                    return True
+        elif isinstance(item, (list, tuple)) and _has_surrogate(item):
+            return True
+    return False
 
 
 def _explain(inputs: Inputs, cause: BaseException) -> str:

@@ -6,8 +6,9 @@ thread encodes fails ("Already borrowed") or gives that thread the wrong lengths
 
 from __future__ import annotations
 
+import json
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -23,13 +24,13 @@ __all__ = [
     "EncodeState",
     "EngineGuard",
     "byte_level_engine",
-    "byte_level_pre_tokenizer",
     "byte_values",
     "check_ids",
     "distinct_ids",
     "ids_are_dense",
     "is_byte_level",
     "load_tokenizer_json",
+    "prefix_space",
     "set_prefix_space",
 ]
 
@@ -277,14 +278,15 @@ def _explain_bpe_files(vocab_file: Path, merges_file: Path, cause: BaseException
 # --- byte-level BPE ---------------------------------------------------------------------------------------------------
 
 
-def byte_level_pre_tokenizer(engine: Tokenizer) -> Any | None:
-    """Return the engine's own ByteLevel pre-tokenizer (changing it changes the engine), or None."""
-    found = engine.pre_tokenizer
+def prefix_space(engine: Tokenizer) -> bool | None:
+    """Return `add_prefix_space` of the engine's ByteLevel pre-tokenizer; None where it has none."""
+    found: Any = engine.pre_tokenizer
+    if isinstance(found, pre_tokenizers.ByteLevel):
+        return bool(found.add_prefix_space)
     if isinstance(found, pre_tokenizers.Sequence):
-        steps: Iterable[Any] = found  # type: ignore[assignment]  # it can be iterated, its type stub does not say so
-        parts = [part for part in steps if isinstance(part, pre_tokenizers.ByteLevel)]
-        return parts[0] if parts else None
-    return found if isinstance(found, pre_tokenizers.ByteLevel) else None
+        steps = json.loads(found.__getstate__())["pretokenizers"]
+        return next((bool(step["add_prefix_space"]) for step in steps if step["type"] == "ByteLevel"), None)
+    return None
 
 
 def set_prefix_space(engine: Tokenizer, value: bool) -> bool | None:
@@ -293,18 +295,25 @@ def set_prefix_space(engine: Tokenizer, value: bool) -> bool | None:
     Raises:
         TokenizerError: True was asked for and there is no such pre-tokenizer.
     """
-    byte_level = byte_level_pre_tokenizer(engine)
-    if byte_level is None:
-        if value:
-            raise TokenizerError(
-                "add_prefix_space=True works only with a byte-level pre-tokenizer, which this tokenizer does not have. "
-                "Put the space into the text."
-            )
+    before = prefix_space(engine)
+    if before is None and value:
+        raise TokenizerError(
+            "add_prefix_space=True works only with a byte-level pre-tokenizer, which this tokenizer does not have. "
+            "Put the space into the text."
+        )
+    if before is None or before == value:
         return None
-    before = bool(byte_level.add_prefix_space)
-    if before == value:
-        return None
-    byte_level.add_prefix_space = value
+    found: Any = engine.pre_tokenizer
+    if isinstance(found, pre_tokenizers.ByteLevel):
+        found.add_prefix_space = value
+        return before
+    # The steps of a Sequence cannot be changed in place with every release of the library: build it anew.
+    state = json.loads(found.__getstate__())
+    for step in state["pretokenizers"]:
+        if step["type"] == "ByteLevel":
+            step["add_prefix_space"] = value
+    empty = json.loads(Tokenizer(models.BPE()).to_str())
+    engine.pre_tokenizer = Tokenizer.from_str(json.dumps({**empty, "pre_tokenizer": state})).pre_tokenizer
     return before
 
 

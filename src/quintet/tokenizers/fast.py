@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from quintet.errors import TokenizerError
 from quintet.tokenizers.base import PreTrainedTokenizerBase
-from quintet.tokenizers.engine import byte_level_pre_tokenizer, load_tokenizer_json, set_prefix_space
+from quintet.tokenizers.engine import load_tokenizer_json, prefix_space, set_prefix_space
 from quintet.tokenizers.retrain import retrain
 from quintet.tokenizers.stream import check_error_mode
 
@@ -62,8 +62,7 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
     @property
     def add_prefix_space(self) -> bool:
         """Whether a text that does not begin with a space gets one; may be set."""
-        byte_level = byte_level_pre_tokenizer(self._tokenizer)
-        return byte_level is not None and bool(byte_level.add_prefix_space)
+        return bool(prefix_space(self._tokenizer))
 
     @add_prefix_space.setter
     def add_prefix_space(self, value: bool) -> None:

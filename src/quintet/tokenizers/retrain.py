@@ -9,7 +9,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, pre_tokenizers, trainers
 
 from quintet.errors import TokenizerError
-from quintet.tokenizers.engine import byte_level_pre_tokenizer
+from quintet.tokenizers.engine import prefix_space
 
 __all__ = ["retrain"]
 
@@ -37,7 +37,7 @@ def retrain(
     special = [_renamed(token, renamed) for token in added] + [
         token if isinstance(token, AddedToken) else AddedToken(token, special=True) for token in new_special_tokens
     ]
-    byte_level = byte_level_pre_tokenizer(engine) is not None
+    byte_level = prefix_space(engine) is not None
     least = len(special) + (256 if byte_level else 1)
     if isinstance(vocab_size, bool) or not isinstance(vocab_size, int) or vocab_size < least:
         raise TokenizerError(
