@@ -1,0 +1,173 @@
+"""Put the tables of docs/benchmarks.md between their marks, from the JSON lines: no figure is typed by hand.
+
+The newest result of each kind counts. `--check` changes nothing and fails when the page differs from the results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+Record = dict[str, Any]
+
+# What tells results of one benchmark apart.
+KEYS = {
+    "decode": ("model", "dtype", "batch"),
+    "prefill": ("model", "dtype", "tokens"),
+    "load": ("model", "dtype"),
+    "memory": ("model", "dtype"),
+    "import": ("what",),
+    "cache": ("length",),
+    "micro": ("op", "dtype", "rows", "way"),
+    "baselines": ("what",),
+}
+
+
+def newest(lines: Iterable[str]) -> dict[str, list[Record]]:
+    """Return the last record of every kind, by benchmark, in the order in which the kinds first came."""
+    found: dict[str, dict[tuple[Any, ...], Record]] = {}
+    for line in lines:
+        if line.strip():
+            record = json.loads(line)
+            key = tuple(record[name] for name in KEYS[record["benchmark"]])
+            found.setdefault(record["benchmark"], {})[key] = record
+    return {name: list(records.values()) for name, records in found.items()}
+
+
+def number(value: float) -> str:
+    """Write with three or four digits that mean something."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def spread(stat: Record) -> str:
+    """Write a median with its range."""
+    return f"{number(stat['median'])} ({number(stat['range'][0])} to {number(stat['range'][1])})"
+
+
+def percent(value: float) -> str:
+    """Write a part of one."""
+    return f"{100 * value:.0f} %"
+
+
+Column = tuple[str, Callable[[Record], str]]
+
+
+def pair(field: str, unit: str) -> list[Column]:
+    """Return a column for each peer."""
+    return [
+        (f"quintet, {unit}", lambda r: spread(r[field]["quintet"])),
+        (f"transformers, {unit}", lambda r: spread(r[field]["transformers"])),
+    ]
+
+
+TABLES: dict[str, list[Column]] = {
+    "decode": [
+        ("model", lambda r: r["model"]),
+        ("dtype", lambda r: r["dtype"]),
+        ("batch", lambda r: str(r["batch"])),
+        ("tokens", lambda r: str(r["tokens"])),
+        *pair("tok_s", "tokens/s"),
+        ("ratio", lambda r: f"**{r['ratio']:.2f}**"),
+        ("limit, tokens/s", lambda r: number(r["limit_tok_s"])),
+        ("of the limit", lambda r: percent(r["fraction_of_limit"])),
+    ],
+    "prefill": [
+        ("model", lambda r: r["model"]),
+        ("dtype", lambda r: r["dtype"]),
+        ("tokens", lambda r: str(r["tokens"])),
+        *pair("tok_s", "tokens/s"),
+        ("ratio", lambda r: f"**{r['ratio']:.2f}**"),
+        ("GFLOP/s", lambda r: number(r["gflop_s"]["quintet"])),
+        ("of the fastest product", lambda r: percent(r["fraction_of_limit"])),
+    ],
+    "load": [
+        ("model", lambda r: r["model"]),
+        ("dtype", lambda r: r["dtype"]),
+        *pair("seconds", "s"),
+        ("times faster", lambda r: f"**{r['ratio']:.2f}**"),
+        ("peak memory, MiB", lambda r: " / ".join(number(v) for v in r["peak_rss_mib"].values())),
+    ],
+    "memory": [
+        ("model", lambda r: r["model"]),
+        ("dtype", lambda r: r["dtype"]),
+        ("file, MiB", lambda r: number(r["file_mib"])),
+        *pair("peak_rss_mib", "MiB"),
+        ("ratio", lambda r: f"**{r['ratio']:.2f}**"),
+    ],
+    "import": [("what", lambda r: f"`{r['what']}`"), ("ms", lambda r: spread(r["ms"]))],
+    "cache": [
+        ("tokens in the cache", lambda r: str(r["length"])),
+        ("slab, us", lambda r: spread(r["us"]["slab"])),
+        ("concatenation, us", lambda r: spread(r["us"]["concatenation"])),
+        ("ratio", lambda r: f"**{r['ratio']:.2f}**"),
+    ],
+    "micro": [
+        ("operation", lambda r: r["op"]),
+        ("dtype", lambda r: r["dtype"]),
+        ("rows", lambda r: str(r["rows"])),
+        ("way", lambda r: r["way"]),
+        ("us", lambda r: number(r["us_q10"])),
+        ("GB/s", lambda r: number(r["gb_s"]) if "gb_s" in r else ""),
+    ],
+    "baselines": [("what", lambda r: r["what"]), ("bits per byte", lambda r: f"{r['bpb']:.3f}")],
+}
+
+
+def source(records: list[Record]) -> str:
+    """Return the lines below a table: its commands and machines."""
+    lines = []
+    for command in dict.fromkeys(r["command"] for r in records):
+        machines = [r["machine"] for r in records if r["command"] == command]
+        m, load = machines[-1], max(one["load"] for one in machines)
+        where = f"{m['cpu']}, {m['cores']} cores, {m['threads']} threads, load up to {load}"
+        versions = f"torch {m['torch']}, transformers {m['transformers']}, Python {m['python']}"
+        lines.append(f"`{command}`: {where}; {versions}; commit {m['commit']}, {m['date']}.")
+    return "  \n".join(lines)
+
+
+def table(name: str, records: list[Record]) -> str:
+    """Return one table with its source, or a sentence that says that it is missing."""
+    if not records:
+        return "Not measured yet."
+    columns = TABLES[name]
+    rows = [[title for title, _ in columns], ["---"] * len(columns)]
+    rows += [[cell(record) for _, cell in columns] for record in records]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n\n" + source(records)
+
+
+def fill(page: str, results: dict[str, list[Record]]) -> str:
+    """Return the page with every marked place filled."""
+
+    def replaced(match: re.Match[str]) -> str:
+        name = match[1]
+        return f"<!-- table: {name} -->\n{table(name, results.get(name, []))}\n<!-- end -->"
+
+    return re.sub(r"<!-- table: (\w+) -->\n.*?<!-- end -->", replaced, page, flags=re.DOTALL)
+
+
+def main() -> int:
+    """Fill the page, or check it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--results", type=Path, default=DOCS / "benchmarks.jsonl")
+    parser.add_argument("--page", type=Path, default=DOCS / "benchmarks.md")
+    parser.add_argument("--check", action="store_true")
+    args = parser.parse_args()
+    lines = args.results.read_text(encoding="utf-8").splitlines() if args.results.exists() else []
+    page = args.page.read_text(encoding="utf-8")
+    filled = fill(page, newest(lines))
+    if args.check:
+        if filled != page:
+            print(f"{args.page} differs from {args.results}: run python benchmarks/report.py", file=sys.stderr)
+        return int(filled != page)
+    args.page.write_text(filled, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""Run every benchmark of docs/benchmarks.md and write their JSON lines to a file; then `report.py` makes the tables.
+
+python benchmarks/run_all.py && python benchmarks/report.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE.parent / "docs" / "benchmarks.jsonl"
+
+# Together less than 12 minutes on two cores.
+PLAN = (
+    ("import_time.py", "--rounds", "5"),
+    ("load.py", "--rounds", "3"),
+    ("memory.py",),
+    ("decode.py", "--rounds", "4", "--seconds", "35"),
+    ("prefill.py", "--rounds", "5", "--seconds", "20"),
+    ("cache.py",),
+    ("micro.py",),
+    ("storyteller_baselines.py",),
+)
+
+
+def main() -> int:
+    """Run the plan; a benchmark that fails is told and the others go on."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--output", type=Path, default=RESULTS, help=f"default: {RESULTS}; lines are appended")
+    parser.add_argument("--only", default=None, help="names without .py, separated by commas")
+    args = parser.parse_args()
+    only = args.only.split(",") if args.only else None
+    failed = []
+    for script, *options in PLAN:
+        if only and script.removesuffix(".py") not in only:
+            continue
+        began = time.perf_counter()
+        done = subprocess.run([sys.executable, str(HERE / script), *options], stdout=subprocess.PIPE, text=True)
+        with open(args.output, "a", encoding="utf-8") as out:
+            out.write(done.stdout)
+        lines = done.stdout.count("\n")
+        print(f"{script}: {lines} results in {time.perf_counter() - began:.0f} s", file=sys.stderr)
+        if done.returncode:
+            failed.append(script)
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,231 @@
+"""Every benchmark runs with tiny sizes and prints JSON lines; the report makes tables; the n-gram model is right."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from importlib import util
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+TINY = ("--model-shape", "tiny", "--rounds", "0", "--threads", "1")
+PEERS = {"quintet", "transformers"}
+
+
+def load(name: str) -> ModuleType:
+    spec = util.spec_from_file_location(f"quintet_benchmarks_{name}", FOLDER / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(script: str, *options: str, env: dict[str, str] | None = None) -> list[dict]:
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / script), *options],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, **(env or {})},
+    )
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    for record in records:
+        assert {"cpu", "cores", "threads", "torch", "commit", "load"} <= set(record["machine"])
+        assert record["command"].startswith(f"python benchmarks/{script}")
+    return records
+
+
+@pytest.fixture(scope="module")
+def work_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("benchmarks"))
+
+
+@pytest.fixture(scope="module")
+def results(work_dir: str) -> list[dict]:
+    """One of every comparison."""
+    pytest.importorskip("transformers")
+    where = (*TINY, "--work-dir", work_dir, "--dtypes", "fp32")
+    return [
+        *run("decode.py", *where, "--batches", "1,2", "--tokens", "4", "--prompt", "5"),
+        *run("prefill.py", *where, "--tokens", "16"),
+        *run("load.py", *where),
+        *run("memory.py", *where, "--tokens", "3"),
+    ]
+
+
+def test_comparisons_print_both_peers(results: list[dict]) -> None:
+    assert [r["benchmark"] for r in results] == ["decode", "decode", "prefill", "load", "memory"]
+    for record in results:
+        field = {"decode": "tok_s", "prefill": "tok_s", "load": "seconds", "memory": "peak_rss_mib"}[
+            record["benchmark"]
+        ]
+        assert set(record[field]) == PEERS
+        assert all(stat["median"] > 0 for stat in record[field].values())
+        assert record["ratio"] > 0
+
+
+def test_decode_gives_the_same_tokens(results: list[dict]) -> None:
+    assert all(r["same_tokens"] for r in results if r["benchmark"] == "decode")
+
+
+def test_import_time() -> None:
+    records = run("import_time.py", "--rounds", "0")
+    assert [r["what"] for r in records] == ["import quintet", "quintet --help", "import torch", "import transformers"]
+
+
+def test_cache_and_micro() -> None:
+    assert run("cache.py", "--rounds", "1", "--lengths", "8", "--steps", "2", "--threads", "1")[0]["us"]["slab"]
+    tiny = ("--layers", "c_proj", "--row-counts", "1,8", "--copies", "1", "--seconds", "0", "--threads", "1")
+    records = run("micro.py", *tiny, "--dtypes", "fp32,fp16", "--cpu-time")
+    assert {r["clock"] for r in records} == {"cpu"}
+    assert all(r["us_q10"] > 0 for r in records)
+
+
+def test_baselines(tiny_gpt2: Path, tmp_path: Path) -> None:
+    train, valid = tmp_path / "train.txt", tmp_path / "valid.txt"
+    train.write_text("The old woman took her lantern and went out. " * 60, encoding="utf-8")
+    valid.write_text("The old woman went into the forest. " * 20, encoding="utf-8")
+    texts = ("--train", str(train), "--valid", str(valid), "--threads", "1")
+    records = run("storyteller_baselines.py", "--model", str(tiny_gpt2), *texts)
+    assert [r["what"].split()[0] for r in records] == ["xz", "xz", "modified", f"{tiny_gpt2.name},"]
+    assert records[1]["bpb"] < records[0]["bpb"]  # what the training text has need not be written again
+    assert all(0 < r["bpb"] < 20 for r in records)
+
+
+def test_baselines_without_texts(tmp_path: Path) -> None:
+    assert run("storyteller_baselines.py", env={"QUINTET_DATA": str(tmp_path / "none")}) == []
+
+
+def test_report_fills_the_page_and_checks_it(results: list[dict], tmp_path: Path) -> None:
+    lines, page = tmp_path / "results.jsonl", tmp_path / "page.md"
+    older = {**results[0], "ratio": 99.0}
+    lines.write_text("".join(json.dumps(r) + "\n" for r in [older, *results]), encoding="utf-8")
+    page.write_text("# A\n<!-- table: decode -->\n<!-- end -->\n<!-- table: micro -->\nold\n<!-- end -->\n", "utf-8")
+
+    def report(*options: str) -> int:
+        command = [sys.executable, str(FOLDER / "report.py"), "--results", str(lines), "--page", str(page), *options]
+        return subprocess.run(command, capture_output=True).returncode
+
+    assert report("--check") == 1
+    assert report() == 0
+    assert report("--check") == 0
+    text = page.read_text(encoding="utf-8")
+    assert f"**{results[0]['ratio']:.2f}**" in text and "99.00" not in text  # the newest of each kind
+    assert results[0]["command"] in text and results[0]["machine"]["cpu"] in text
+    assert "Not measured yet." in text and "old" not in text
+
+
+def test_every_table_has_a_place_on_the_page_and_the_page_is_current() -> None:
+    report = load("report")
+    page = (report.DOCS / "benchmarks.md").read_text(encoding="utf-8")
+    assert all(f"<!-- table: {name} -->" in page for name in report.KEYS)
+    stored = report.DOCS / "benchmarks.jsonl"
+    lines = stored.read_text(encoding="utf-8").splitlines() if stored.exists() else []
+    assert report.fill(page, report.newest(lines)) == page, "run python benchmarks/report.py"
+
+
+def test_alternate_turns_the_order_around_and_drops_the_first_round() -> None:
+    common = load("common")
+    order: list[str] = []
+    runs = {name: lambda name=name: float(order.append(name) or len(order)) for name in ("a", "b")}
+    values = common.alternate(runs, 2)
+    assert order == ["b", "a", "a", "b", "b", "a"]
+    assert values == {"a": [3.0, 6.0], "b": [4.0, 5.0]}
+    assert common.ratio(values, "a", "b") == pytest.approx((3 / 4 + 6 / 5) / 2)
+
+
+# --- the n-gram model ---------------------------------------------------------------------------------------------
+
+
+def slow_probability(text: list[int], vocabulary: int, order: int, taken, context: tuple[int, ...], word: int) -> float:
+    """Modified Kneser-Ney with dictionaries, straight from its definition."""
+
+    def counts(n: int) -> Counter:
+        grams = [tuple(text[i : i + n]) for i in range(len(text) - n + 1)]
+        if n == order:
+            return Counter(grams)
+        longer = {tuple(text[i : i + n + 1]) for i in range(len(text) - n)}
+        return Counter({gram: sum(1 for one in longer if one[1:] == gram) for gram in set(grams)})
+
+    p = 1 / vocabulary
+    for n in range(1, order + 1):
+        if n - 1 > len(context):
+            break
+        before = tuple(context[len(context) - (n - 1) :])
+        table = counts(n)
+        steps = taken(np.array(list(table.values())))
+        after = defaultdict(int, {g[-1]: c for g, c in table.items() if g[:-1] == before and c})
+        total = sum(after.values())
+        if total:
+            spare = sum(steps[min(c, 3)] for c in after.values())
+            p = (after[word] - steps[min(after[word], 3)] + spare * p) / total
+    return p
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 5])
+def test_kneser_ney_equals_the_definition_and_sums_to_one(order: int) -> None:
+    module = load("kneser_ney")
+    rng = np.random.default_rng(order)
+    vocabulary = 6
+    text = np.minimum(rng.geometric(0.4, size=90) - 1, vocabulary - 2)  # the last id never occurs
+    model = module.KneserNey(text, vocabulary, order)
+    seen = [tuple(text[i : i + order - 1].tolist()) for i in (0, 17, 60)]
+    contexts = [*seen, *(tuple(rng.integers(vocabulary, size=order - 1).tolist()) for _ in range(4))]
+    for context in contexts:
+        rows = np.tile(np.array(context, dtype=np.int64).reshape(1, order - 1), (vocabulary, 1))
+        got = model.probabilities(rows, np.arange(vocabulary))
+        wanted = [
+            slow_probability(text.tolist(), vocabulary, order, module.discounts, context, w) for w in range(vocabulary)
+        ]
+        assert got.sum() == pytest.approx(1, abs=1e-12)
+        assert (got > 0).all()
+        np.testing.assert_allclose(got, wanted, rtol=1e-12)
+
+
+def test_kneser_ney_text_starts_with_short_contexts() -> None:
+    module = load("kneser_ney")
+    rng = np.random.default_rng(0)
+    text, other = rng.integers(4, size=60), rng.integers(4, size=9)
+    model = module.KneserNey(text, 4, 3)
+    wanted = -sum(
+        math.log(
+            slow_probability(text.tolist(), 4, 3, module.discounts, tuple(other[max(0, i - 2) : i].tolist()), int(w))
+        )
+        for i, w in enumerate(other)
+    )
+    assert model.nats(other) == pytest.approx(wanted, rel=1e-12)
+
+
+def test_kneser_ney_refuses_a_text_that_is_too_short() -> None:
+    with pytest.raises(ValueError, match="the text has 3 tokens, but an order of 5 needs at least 5"):
+        load("kneser_ney").KneserNey(np.arange(3), 10, 5)
+
+
+def test_model_nats_counts_every_token_once(tiny_gpt2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from quintet.auto import AutoModelForCausalLM
+
+    monkeypatch.syspath_prepend(str(FOLDER))
+    module = load("storyteller_baselines")
+    model = AutoModelForCausalLM.from_pretrained(tiny_gpt2).eval()
+    tokens = np.random.default_rng(0).integers(model.config.vocab_size, size=53)
+    ids = torch.tensor([[model.config.bos_token_id, *tokens.tolist()]])
+    with torch.no_grad():
+        whole = float(model(input_ids=ids, labels=ids).loss) * len(tokens)
+        wanted = 0.0
+        for i in range(1, 54):  # with windows of 16 moving by 1, token i sees at most the 15 before it
+            part = ids[:, max(0, i - 15) : i + 1]
+            wanted -= float(torch.log_softmax(model(input_ids=part).logits[0, -2], -1)[part[0, -1]])
+    assert module.model_nats(model, tokens, window=64, stride=32) == pytest.approx(whole, rel=1e-5)
+    assert module.model_nats(model, tokens, window=16, stride=1) == pytest.approx(wanted, rel=1e-5)
