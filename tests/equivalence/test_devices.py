@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
