@@ -72,6 +72,7 @@ def load_model(peer: str, folder: Path, dtype: str) -> Any:
         import transformers
 
         transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, DTYPES[dtype])).eval()
     model.generation_config.eos_token_id = None
     return model
