@@ -61,7 +61,7 @@ class TrainingArguments:
     eval_steps: int = option(250, "steps between validations; 0 for only at the end")
     save_steps: int = option(250, "steps between checkpoints; 0 for only at the end")
     resume: bool = option(True, "go on from the last checkpoint in output_dir when there is one")
-    save_dtype: str = option("float32", f"data type of the best model's file ({', '.join(DTYPES)}); it is still loaded as float32")
+    save_dtype: str = option("float32", f"type of the best model's file ({', '.join(DTYPES)}); it loads as float32")
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():

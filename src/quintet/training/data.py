@@ -44,7 +44,7 @@ def tokenize_texts(tokenizer: Any, texts: Sequence[str]) -> np.ndarray:
     for text in texts:
         # By paragraph and in parallel; the pre-tokeniser never joins across a newline and the next word, so the
         # pieces' ids are those of the whole, and memory stays small.
-        ids = tokenizer(text, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        ids = tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
         parts.append(np.asarray(ids if end is None else [*ids, end], dtype=np.int32))
     return np.concatenate(parts)
 
