@@ -313,9 +313,17 @@ def test_every_class_is_in_the_record() -> None:
 @pytest.mark.slow
 def test_the_model_runs_under_torch_compile() -> None:
     model = GPT2LMHeadModel(tiny()).eval()
-    compiled = torch.compile(model, backend="eager")  # traced, not generated: fast, and graph breaks do not matter
+    compiled = torch.compile(model, backend="eager", fullgraph=True)  # traced whole, but no code is generated
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1] * 5])
     with torch.no_grad():
-        torch.testing.assert_close(compiled(IDS, labels=IDS).logits, model(IDS).logits)
+        wanted = model(IDS, attention_mask=mask, labels=IDS)
+        got = compiled(IDS, attention_mask=mask, labels=IDS)
+        torch.testing.assert_close(got.logits, wanted.logits)
+        torch.testing.assert_close(got.loss, wanted.loss)
+        past = compiled(IDS[:, :4], attention_mask=mask[:, :4]).past_key_values
+        torch.testing.assert_close(
+            compiled(IDS[:, 4:], attention_mask=mask, past_key_values=past).logits, wanted.logits[:, 4:]
+        )
 
 
 def test_the_model_runs_without_memory() -> None:

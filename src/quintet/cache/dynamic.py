@@ -57,8 +57,9 @@ class DynamicLayer:
             self.length, self._own = self._keys.shape[2], False
             return self._keys, self._values
         start, end = self.length, self.length + keys.shape[2]
-        # Tensors made in inference mode cannot be written to outside it.
-        locked = self._keys.is_inference() and not torch.is_inference_mode_enabled()
+        # Tensors made in inference mode cannot be written to outside it (a question that a compiler cannot trace).
+        inside = torch.compiler.is_compiling() or torch.is_inference_mode_enabled()
+        locked = not inside and self._keys.is_inference()
         if end > self._keys.shape[2] or locked or not self._own:
             capacity = end + max(MIN_GROWTH, end // 2)
             self._keys = _grown(self._keys, self.length, capacity)
