@@ -82,6 +82,13 @@ def test_attentions_and_upcast_with_every_backend(pair: Any, same: Any) -> None:
     assert torch.equal(upcast(IDS).logits, fused)  # one way, whatever the backend
 
 
+def test_attentions_in_training(pair: Any) -> None:
+    ours, theirs = pair("GPT2Model", attn_pdrop=0.5)
+    for model, whole in ((ours, True), (theirs, False)):
+        sums = model.train()(IDS, output_attentions=True).attentions[0].sum(-1)
+        assert torch.allclose(sums, torch.ones(())) is whole
+
+
 def test_queries_that_see_nothing(pair: Any) -> None:
     ours, theirs = pair("GPT2Model", backend="eager")
     first = ours(IDS, attention_mask=LEFT, output_attentions=True).attentions[0][0, 0]
