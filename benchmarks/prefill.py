@@ -42,6 +42,10 @@ def matmul_peak(dtype: str, size: int = 1536) -> float:
     onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
     if onednn is not None and dtype == "fp32":  # torch multiplies float32 with MKL, which is not the fastest everywhere
         ways["onednn"] = lambda: onednn(a, b, None, "none", [], "")
+    if dtype == "fp16":  # without float16 instructions torch multiplies number by number
+        ways["in float32"] = lambda: torch.mm(a.float(), b.float()).half()
+        if onednn is not None:
+            ways["onednn in float32"] = lambda: onednn(a.float(), b.float(), None, "none", [], "").half()
     best = 0.0
     with torch.inference_mode():
         for way in ways.values():
