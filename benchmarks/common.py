@@ -93,15 +93,15 @@ def alternate(
 ) -> dict[str, list[float]]:
     """Run all in turn, round after round, so that what else the machine does hits all of them alike.
 
-    The order turns around every round. The first round warms up and does not count, unless it takes more than a third
-    of `seconds`: then it is the only one.
+    The order turns around every round. The first round warms up and does not count, unless it takes more than twice
+    `seconds`: then it is the only one.
     """
     values: dict[str, list[float]] = {name: [] for name in runs}
     began, names = time.perf_counter(), list(runs)
     for number in range(rounds + 1):
         measured = {name: runs[name]() for name in (names if number % 2 else names[::-1])}
         spent = time.perf_counter() - began
-        slow = number == 0 and spent > seconds / 3
+        slow = number == 0 and spent > 2 * seconds
         if number or slow or rounds == 0:
             for name, value in measured.items():
                 values[name].append(value)

@@ -20,7 +20,7 @@ PLAN = (
     ("load.py", "--rounds", "3"),
     ("memory.py",),
     ("decode.py", "--rounds", "4", "--seconds", "35"),
-    ("prefill.py", "--rounds", "5", "--seconds", "20"),
+    ("prefill.py", "--rounds", "5", "--seconds", "25"),
     ("cache.py",),
     ("micro.py",),
     ("storyteller_baselines.py",),
