@@ -229,3 +229,9 @@ def test_model_nats_counts_every_token_once(tiny_gpt2: Path, monkeypatch: pytest
             wanted -= float(torch.log_softmax(model(input_ids=part).logits[0, -2], -1)[part[0, -1]])
     assert module.model_nats(model, tokens, window=64, stride=32) == pytest.approx(whole, rel=1e-5)
     assert module.model_nats(model, tokens, window=16, stride=1) == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/benchmarks.md"])
+def test_the_pages_print_what_was_measured(page: str) -> None:
+    command = [sys.executable, str(FOLDER / "report.py"), "--page", str(FOLDER.parent / page), "--check"]
+    assert subprocess.run(command).returncode == 0
