@@ -88,6 +88,22 @@ def check_backend(name: str) -> str:
     return name
 
 
+def _run(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: MaskSpec,
+    step: Step,
+    scale: float,
+    dropout: float,
+    upcast: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Run the backend of this forward pass, or the one that can give what it asks for."""
+    # Weights and float32 scores are what the fused kernels cannot give: eager computes the same numbers and can.
+    backend = "eager" if step.output_attentions or upcast else step.backend
+    return BACKENDS[backend](q, k, v, mask, scale, dropout, upcast)
+
+
 def attend(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -114,9 +130,7 @@ def attend(
     """
     if step.cache is not None:
         k, v = step.cache.update(k, v, layer_idx)
-    # Weights and float32 scores are what the fused kernels cannot give: eager computes the same numbers and can.
-    backend = "eager" if step.output_attentions or upcast else step.backend
-    out, weights = BACKENDS[backend](q, k, v, step.mask, scale, dropout, upcast)
+    out, weights = _run(q, k, v, step.mask, step, scale, dropout, upcast)
     if step.head_mask is not None:
         factor = step.head_mask[layer_idx].to(out.dtype)[None, :, None, None]  # (1, H, 1, 1)
         out = out * factor
@@ -137,9 +151,8 @@ def cross_attend(
     upcast: bool = False,
 ) -> torch.Tensor:
     """Attend from (B, H, T, D) queries over the encoder's (B, H, S_enc, D) keys and values; returns (B, T, H * D)."""
-    backend = "eager" if step.output_attentions or upcast else step.backend
     mask = step.encoder_mask or MaskSpec(q.shape[2], k.shape[2], causal=False)
-    out, weights = BACKENDS[backend](q, k, v, mask, scale, dropout, upcast)
+    out, weights = _run(q, k, v, mask, step, scale, dropout, upcast)
     if step.output_attentions and weights is not None:
         step.cross_attentions.append(weights)
     return out.transpose(1, 2).flatten(2)  # (B, T, H * D)
