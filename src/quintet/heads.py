@@ -1,31 +1,37 @@
-"""What sits on top of a base model, once for every family: losses, pooling, sequence summary.
+"""What sits on top of a base model, once for every family: pooling, sequence summary, the generic heads.
 
 Letters: B rows, T tokens, V vocabulary, D hidden size, L labels, C choices.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from quintet.config import PreTrainedConfig
-from quintet.errors import ConfigError, InputError
+from quintet.errors import InputError
 from quintet.layers.activations import get_activation
+from quintet.losses import question_answering_loss, sequence_classification_loss, token_classification_loss
+from quintet.modeling import PreTrainedModel
+from quintet.outputs import (
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutputWithPast,
+    TokenClassifierOutput,
+)
 
 __all__ = [
+    "GenericForQuestionAnswering",
+    "GenericForSequenceClassification",
+    "GenericForTokenClassification",
     "SequenceSummary",
-    "causal_lm_loss",
     "keep_logits",
     "last_token_logits",
-    "question_answering_loss",
-    "sequence_classification_loss",
-    "token_classification_loss",
+    "question_answering_output",
+    "sequence_classifier_output",
+    "token_classifier_output",
 ]
-
-IGNORE_INDEX = -100
 
 
 def keep_logits(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
@@ -35,55 +41,6 @@ def keep_logits(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor)
     if logits_to_keep < 0:
         raise InputError(f"logits_to_keep is {logits_to_keep}; give 0 for all, n for the last n, or an index tensor.")
     return hidden_states if logits_to_keep == 0 else hidden_states[:, -logits_to_keep:]
-
-
-def check_labels(labels: torch.Tensor, classes: int, what: str = "labels") -> None:
-    """Raise InputError when a label is neither -100 nor from 0 to `classes` - 1 (checked where looking is free)."""
-    if (
-        torch.compiler.is_compiling()
-        or labels.device.type != "cpu"
-        or labels.is_floating_point()
-        or labels.numel() == 0
-    ):
-        return
-    wrong = (labels != IGNORE_INDEX) & ((labels < 0) | (labels >= classes))
-    if bool(wrong.any()):
-        raise InputError(
-            f"{what} holds {int(labels[wrong][0])}; allowed are 0 to {classes - 1}, and {IGNORE_INDEX} to be ignored."
-        )
-
-
-def causal_lm_loss(
-    logits: torch.Tensor,
-    labels: torch.Tensor,
-    vocab_size: int,
-    num_items_in_batch: int | torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Cross-entropy of each token given those before it.
-
-    Args:
-        logits: (..., T, V); position t predicts token t + 1.
-        labels: (..., T), not shifted; -100 is ignored.
-        vocab_size: V.
-        num_items_in_batch: Divide the sum by this number instead of the tokens counted here, so that gradient
-            accumulation over several batches equals one large batch.
-
-    Raises:
-        InputError: shapes differ, or a label is outside the vocabulary.
-    """
-    if tuple(labels.shape) != tuple(logits.shape[:-1]):
-        raise InputError(
-            f"labels have shape {tuple(labels.shape)} and the logits are for {tuple(logits.shape[:-1])} tokens. Give "
-            "one label for each token (they are shifted inside), and do not cut the logits with logits_to_keep."
-        )
-    check_labels(labels, vocab_size)
-    labels = labels.to(logits.device, torch.int64)
-    labels = F.pad(labels, (0, 1), value=IGNORE_INDEX)[..., 1:].reshape(-1)  # (... * T,)
-    scores = logits.float().reshape(-1, vocab_size)  # (... * T, V)
-    if num_items_in_batch is None:
-        return F.cross_entropy(scores, labels, ignore_index=IGNORE_INDEX)
-    total = F.cross_entropy(scores, labels, ignore_index=IGNORE_INDEX, reduction="sum")
-    return total / num_items_in_batch
 
 
 def last_token_logits(logits: torch.Tensor, input_ids: torch.Tensor | None, pad_token_id: int | None) -> torch.Tensor:
@@ -107,54 +64,186 @@ def last_token_logits(logits: torch.Tensor, input_ids: torch.Tensor | None, pad_
     return logits[torch.arange(rows, device=logits.device), last]
 
 
-def sequence_classification_loss(config: PreTrainedConfig, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Loss of (B, L) scores: mean square for "regression", cross-entropy for "single_label_classification", binary
-    cross-entropy for "multi_label_classification". When `config.problem_type` is None it is found from the number and
-    type of the labels and remembered there, as the reference does."""
-    labels = labels.to(logits.device)
-    if config.problem_type is None:
-        if config.num_labels == 1:
-            config.problem_type = "regression"
-        elif labels.dtype in (torch.long, torch.int):
-            config.problem_type = "single_label_classification"
-        else:
-            config.problem_type = "multi_label_classification"
-    if config.problem_type == "regression":
-        if config.num_labels == 1:
-            return F.mse_loss(logits.squeeze(), labels.squeeze().to(logits.dtype))
-        return F.mse_loss(logits, labels)
-    if config.problem_type == "single_label_classification":
-        check_labels(labels, config.num_labels)
-        return F.cross_entropy(logits.view(-1, config.num_labels), labels.reshape(-1).long())
-    if config.problem_type == "multi_label_classification":
-        return F.binary_cross_entropy_with_logits(logits, labels)
-    raise ConfigError(
-        f"config.problem_type is {config.problem_type!r}, but must be regression, single_label_classification, "
-        "multi_label_classification or None."
+def sequence_classifier_output(
+    model: Any, out: Any, logits: torch.Tensor, input_ids: torch.Tensor | None, labels: torch.Tensor | None
+) -> SequenceClassifierOutputWithPast:
+    """Pack the scores of whole texts.
+
+    Args:
+        model: Its configuration says where rows end (`pad_token_id`), what the labels are, and how many.
+        out: Record of the base model.
+        logits: (B, T, L) scores at every token; those of each row's last real token count.
+        input_ids: (B, T), to find it.
+        labels: (B,) or (B, L), which add the loss; None for none.
+    """
+    logits = last_token_logits(logits, input_ids, model.config.pad_token_id)  # (B, L)
+    loss = None if labels is None else sequence_classification_loss(model.config, logits, labels)
+    return SequenceClassifierOutputWithPast(
+        loss=loss,
+        logits=logits,
+        past_key_values=out.past_key_values,
+        hidden_states=out.hidden_states,
+        attentions=out.attentions,
     )
 
 
-def token_classification_loss(logits: torch.Tensor, labels: torch.Tensor, num_labels: int) -> torch.Tensor:
-    """Cross-entropy of (B, T, L) scores against (B, T) labels, -100 ignored."""
-    check_labels(labels, num_labels)
-    return F.cross_entropy(logits.view(-1, num_labels), labels.to(logits.device, torch.int64).reshape(-1))
+def token_classifier_output(
+    model: Any, out: Any, logits: torch.Tensor, labels: torch.Tensor | None
+) -> TokenClassifierOutput:
+    """Pack the scores (B, T, L) of every token; `labels` (B, T) add the loss."""
+    loss = None if labels is None else token_classification_loss(logits, labels, model.num_labels)
+    return TokenClassifierOutput(loss=loss, logits=logits, hidden_states=out.hidden_states, attentions=out.attentions)
 
 
-def question_answering_loss(
-    start_logits: torch.Tensor, end_logits: torch.Tensor, starts: torch.Tensor, ends: torch.Tensor
-) -> torch.Tensor:
-    """Mean of the cross-entropies of start and end, (B, T) scores against (B,) positions.
+def question_answering_output(
+    out: Any, logits: torch.Tensor, starts: torch.Tensor | None, ends: torch.Tensor | None
+) -> QuestionAnsweringModelOutput:
+    """Pack the scores (B, T, 2) of every token as start and end; `starts` and `ends` (B,) together add the loss."""
+    start_logits, end_logits = logits.unbind(-1)  # each (B, T)
+    loss = None
+    if starts is not None and ends is not None:
+        loss = question_answering_loss(start_logits, end_logits, starts, ends)
+    return QuestionAnsweringModelOutput(
+        loss=loss,
+        start_logits=start_logits,
+        end_logits=end_logits,
+        hidden_states=out.hidden_states,
+        attentions=out.attentions,
+    )
 
-    Positions past the end of the text (a cut-off answer) are ignored, negative ones count as 0.
+
+class ClassificationHead(PreTrainedModel):
+    """What the generic heads share: the base model under its usual name, and a way to run it.
+
+    A family writes `class FooForX(GenericForX, FooPreTrainedModel): base_class = FooModel`.
     """
-    length = start_logits.shape[1]
 
-    def one(logits: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        positions = positions.squeeze(-1) if positions.dim() > 1 else positions
-        positions = positions.to(logits.device, torch.int64).clamp(0, length)
-        return F.cross_entropy(logits, positions, ignore_index=length)
+    base_class: ClassVar[type[Any]]
 
-    return (one(start_logits, starts) + one(end_logits, ends)) / 2
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        setattr(self, self.base_model_prefix, self.base_class(config))
+
+    def _states(self, arguments: dict[str, Any]) -> Any:
+        """Run the base model; return its record."""
+        return self.base_model(**{**arguments, "return_dict": True})
+
+
+class GenericForSequenceClassification(ClassificationHead):
+    """Scores for the whole text, read at its last real token."""
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutputWithPast | tuple[Any, ...]:
+        """Score each row (B, L); arguments as in the base model, and `labels` (B,) or (B, L), which add `loss`.
+
+        Rows end at their last token that is not `config.pad_token_id`; without one a batch of several rows is refused.
+        """
+        return_dict = kwargs.pop("return_dict", None)
+        out = self._states(
+            {
+                "input_ids": input_ids,
+                "attention_mask": attention_mask,
+                "position_ids": position_ids,
+                "past_key_values": past_key_values,
+                "inputs_embeds": inputs_embeds,
+                "use_cache": use_cache,
+                **kwargs,
+            }
+        )
+        logits = self.score(out.last_hidden_state)  # (B, T, L)
+        return self.finish(sequence_classifier_output(self, out, logits, input_ids, labels), return_dict)
+
+
+class GenericForTokenClassification(ClassificationHead):
+    """Scores for each token."""
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(config)
+        rates = (getattr(config, name, None) for name in ("classifier_dropout", "hidden_dropout"))
+        self.dropout = nn.Dropout(next((rate for rate in rates if rate is not None), 0.1))
+        self.score = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> TokenClassifierOutput | tuple[Any, ...]:
+        """Score each token (B, T, L); arguments as in the base model, and `labels` (B, T), which add `loss`."""
+        return_dict = kwargs.pop("return_dict", None)
+        out = self._states(
+            {
+                "input_ids": input_ids,
+                "attention_mask": attention_mask,
+                "position_ids": position_ids,
+                "past_key_values": past_key_values,
+                "inputs_embeds": inputs_embeds,
+                "use_cache": use_cache,
+                **kwargs,
+            }
+        )
+        logits = self.score(self.dropout(out.last_hidden_state))  # (B, T, L)
+        return self.finish(token_classifier_output(self, out, logits, labels), return_dict)
+
+
+class GenericForQuestionAnswering(ClassificationHead):
+    """Scores for each token as the start and the end of an answer."""
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(config)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        start_positions: torch.Tensor | None = None,
+        end_positions: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> QuestionAnsweringModelOutput | tuple[Any, ...]:
+        """Score each token (B, T) twice; arguments as in the base model, and these.
+
+        Args:
+            start_positions, end_positions: (B,) first and last token of the answer; both together add `loss`.
+        """
+        return_dict = kwargs.pop("return_dict", None)
+        out = self._states(
+            {
+                "input_ids": input_ids,
+                "attention_mask": attention_mask,
+                "position_ids": position_ids,
+                "past_key_values": past_key_values,
+                "inputs_embeds": inputs_embeds,
+                **kwargs,
+            }
+        )
+        logits = self.qa_outputs(out.last_hidden_state)  # (B, T, 2)
+        return self.finish(question_answering_output(out, logits, start_positions, end_positions), return_dict)
 
 
 class SequenceSummary(nn.Module):

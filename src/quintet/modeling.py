@@ -18,6 +18,7 @@ from quintet.fused.cpu_linear import use_cpu_linear
 from quintet.generation import GenerationConfig
 from quintet.layers.attention import check_backend
 from quintet.layers.conv1d import Conv1D
+from quintet.layers.norm import RMSNorm
 from quintet.outputs import ModelOutput
 from quintet.swap import SwapReport
 
@@ -78,6 +79,14 @@ class PreTrainedModel(Embeddings, LoadSave):
         model = cls(config)
         return model if wanted is None else model.to(wanted)
 
+    def set_attn_implementation(self, attn_implementation: str) -> None:
+        """Choose the attention backend from now on: a key of `layers.attention.BACKENDS`.
+
+        Raises:
+            ConfigError: there is none of that name, or it cannot run here; the model is then as it was.
+        """
+        self.config._attn_implementation = check_backend(attn_implementation)
+
     def post_init(self) -> None:
         """Prune, initialise and tie; the last line of every `__init__`."""
         if self.base_model is self and self.config.pruned_heads:
@@ -102,10 +111,10 @@ class PreTrainedModel(Embeddings, LoadSave):
             nn.init.normal_(module.weight, std=std)
             if module.padding_idx is not None:
                 module.weight[module.padding_idx].zero_()
-        elif isinstance(module, nn.LayerNorm):
+        elif isinstance(module, (nn.LayerNorm, RMSNorm)):
             if module.weight is not None:
                 nn.init.ones_(module.weight)
-            if module.bias is not None:
+            if isinstance(module, nn.LayerNorm) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
     def tie_weights(self) -> None:

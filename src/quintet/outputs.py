@@ -20,6 +20,8 @@ __all__ = [
     "CausalLMOutputWithPast",
     "DoubleHeadsModelOutput",
     "ModelOutput",
+    "MoeCausalLMOutputWithPast",
+    "MoeModelOutputWithPast",
     "QuestionAnsweringModelOutput",
     "SequenceClassifierOutput",
     "SequenceClassifierOutputWithPast",
@@ -113,6 +115,17 @@ class BaseModelOutputWithPastAndCrossAttentions(ModelOutput):
 
 
 @dataclass(eq=False)
+class MoeModelOutputWithPast(ModelOutput):
+    """BaseModelOutputWithPast with the experts' scores, (B * T, experts) for each layer, when asked."""
+
+    last_hidden_state: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: Tensors | None = None
+    attentions: Tensors | None = None
+    router_logits: Tensors | None = None
+
+
+@dataclass(eq=False)
 class CausalLMOutput(ModelOutput):
     """Next-token scores (B, T, V) and their loss."""
 
@@ -131,6 +144,19 @@ class CausalLMOutputWithPast(ModelOutput):
     past_key_values: Cache | None = None
     hidden_states: Tensors | None = None
     attentions: Tensors | None = None
+
+
+@dataclass(eq=False)
+class MoeCausalLMOutputWithPast(ModelOutput):
+    """CausalLMOutputWithPast with the experts' scores and their load-balancing loss, which `loss` includes."""
+
+    loss: torch.Tensor | None = None
+    aux_loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: Tensors | None = None
+    attentions: Tensors | None = None
+    router_logits: Tensors | None = None
 
 
 @dataclass(eq=False)

@@ -25,7 +25,7 @@ ROWS = """
     models
     heads
     modeling
-    embeddings fused
+    embeddings fused losses
     quant
     generation checkpoint
     tokenizers
@@ -37,7 +37,7 @@ ROWS = """
     kernels
     config
     hub
-    rules family paths
+    rules family rope paths
     errors
 """
 ROW = {part: row for row, parts in enumerate(ROWS.split("\n")) for part in parts.split()}
@@ -54,10 +54,11 @@ ONLY: dict[str, set[str]] = {
     "embeddings": {"layers", "config", "errors"},
     # Families are data and modules; text is not their business.
     "models": {
-        *("heads", "modeling", "generation", "layers", "outputs", "cache"),
+        *("heads", "modeling", "losses", "generation", "layers", "outputs", "cache"),
         *("config", "rules", "family", "errors"),
     },
-    "heads": {"layers", "outputs", "config", "errors"},
+    "losses": {"config", "errors"},
+    "heads": {"modeling", "losses", "layers", "outputs", "config", "errors"},
     "modeling": {
         *("embeddings", "fused", "swap", "generation", "checkpoint", "layers"),
         *("outputs", "config", "hub", "family", "errors"),

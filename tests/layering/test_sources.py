@@ -14,8 +14,9 @@ SOURCE = Path(quintet.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 LONGEST_FILE, LONGEST_BODY = 400, 60
 
-# Longer files: why.
-LONG = {"models/gpt2.py": "a family is one file, read from top to bottom"}
+# Longer files: why. A family is one file, read from top to bottom, and may be longer than others.
+LONG: dict[str, str] = {}
+LONGEST_FAMILY = 850
 
 UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "shelve", "marshal", "joblib", "imp", "code"}
 UNSAFE_CALLS = {"eval", "exec", "compile", "__import__", "input"}
@@ -37,7 +38,8 @@ def calls() -> Iterator[tuple[str, ast.Call, str]]:
 
 def test_files_are_short() -> None:
     sizes = {name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
-    long = {name for name, lines in sizes.items() if lines > LONGEST_FILE}
+    limit = {name: LONGEST_FAMILY if name.startswith("models/") else LONGEST_FILE for name in sizes}
+    long = {name for name, lines in sizes.items() if lines > limit[name]}
     assert long == set(LONG), f"split it, or say why not: {long ^ set(LONG)}"
 
 

@@ -29,6 +29,14 @@ class Cache:
         """Return the number of tokens that a layer holds."""
         raise NotImplementedError(f"{type(self).__name__} must define get_seq_length().")
 
+    def past(self, layer_idx: int = 0) -> int | torch.Tensor:
+        """Return the slot of the next token: an int, or a 0-d tensor for a store of fixed shape."""
+        return self.get_seq_length(layer_idx)
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int | torch.Tensor]:
+        """Return how many keys the next update with `query_length` tokens will return, and the slot of the first."""
+        return self.get_seq_length(layer_idx) + query_length, 0
+
     def get_max_cache_shape(self) -> int:
         """Return the most tokens the store can hold, or -1 for no limit."""
         return -1

@@ -6,11 +6,15 @@ begins (`past == 0`), and a single decoding step never waits.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
 from quintet.cache import Cache
+from quintet.config import PreTrainedConfig
 from quintet.errors import InputError, suggest
 
 __all__ = [
@@ -21,7 +25,13 @@ __all__ = [
     "input_shape",
     "learned_positions",
     "past_length",
+    "rotary_positions",
+    "token_positions",
+    "Wanted",
+    "wanted",
 ]
+
+logger = logging.getLogger("quintet")
 
 
 def check_forward_kwargs(owner: str, kwargs: Iterable[str], known: Iterable[str] = ()) -> None:
@@ -63,13 +73,14 @@ def input_shape(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | No
     return shape
 
 
-def check_ids(ids: torch.Tensor, size: int, what: str, limit: str, past: int = 0) -> None:
+def check_ids(ids: torch.Tensor, size: int, what: str, limit: str, past: int | torch.Tensor = 0) -> None:
     """Raise InputError when an id is no integer from 0 to `size` - 1; `limit` names the limit ("the vocabulary")."""
     if ids.dtype not in (torch.int64, torch.int32):
         raise InputError(f"{what} has type {ids.dtype}, but must be int64 or int32.")
     if torch.compiler.is_compiling() or ids.device.type == "meta":
         return
-    if ids.device.type != "cpu" and (past > 0 or (ids.is_cuda and torch.cuda.is_current_stream_capturing())):
+    capturing = ids.is_cuda and torch.cuda.is_current_stream_capturing()
+    if ids.device.type != "cpu" and (isinstance(past, torch.Tensor) or past > 0 or capturing):
         return
     low, high = (int(x) for x in torch.aminmax(ids))
     if low < 0 or high >= size:
@@ -83,21 +94,83 @@ def learned_positions(
     cache_position: torch.Tensor | None,
     rows: int,
     tokens: int,
-    past: int,
+    past: int | torch.Tensor,
     limit: int,
     device: torch.device,
 ) -> torch.Tensor:
     """Return the position of each new token, (1, T) or (B, T), for a table of `limit` learned positions.
 
+    Arguments and counting as in `token_positions`.
+
+    Raises:
+        InputError: a position is outside the table.
+    """
+    positions = token_positions(position_ids, padding, cache_position, rows, tokens, past, device)
+    if position_ids is not None:
+        check_ids(positions, limit, "position_ids", "the table of n_positions")
+    elif isinstance(past, int) and past + tokens > limit:
+        if padding is None:
+            raise InputError(
+                f"{past + tokens} tokens ({past} cached, {tokens} new) are more than the {limit} positions "
+                "(n_positions) of this model. Shorten the text."
+            )
+        check_ids(positions, limit, "positions of the input", "the table of n_positions")
+    return positions
+
+
+def rotary_positions(
+    *,
+    position_ids: torch.Tensor | None,
+    padding: torch.Tensor | None,
+    cache_position: torch.Tensor | None,
+    rows: int,
+    tokens: int,
+    past: int | torch.Tensor,
+    limit: int,
+    device: torch.device,
+) -> torch.Tensor:
+    """Return the position of each new token, (1, T) or (B, T), for rotary positions, which have no end.
+
+    Arguments and counting as in `token_positions`. Past `limit`, the length the model was made for, a warning says so
+    once.
+    """
+    positions = token_positions(position_ids, padding, cache_position, rows, tokens, past, device)
+    if isinstance(past, int) and past + tokens > limit and not torch.compiler.is_compiling():
+        _warn_once(
+            f"the text is longer than the {limit} tokens (max_position_embeddings) that this model was made for; what "
+            "it writes from there on may be poor. Shorten the text, or set rope_scaling in the configuration (its "
+            "types: linear, dynamic, ntk, yarn, longrope, llama3)."
+        )
+    return positions
+
+
+@lru_cache
+def _warn_once(words: str) -> None:
+    logger.warning(words)
+
+
+def token_positions(
+    position_ids: torch.Tensor | None,
+    padding: torch.Tensor | None,
+    cache_position: torch.Tensor | None,
+    rows: int,
+    tokens: int,
+    past: int | torch.Tensor,
+    device: torch.device,
+) -> torch.Tensor:
+    """Return the position of each new token, (1, T) or (B, T).
+
     Given `position_ids` win. Else a row whose mask begins with 0 counts from its first real token, so that a
     left-padded row gives what it gives alone, and every other row counts from `past`.
 
     Args:
+        position_ids: (1, T) or (B, T) of the caller.
         padding: `MaskSpec.padding`, (B, S), True where a token is real; None when all are.
-        rows, tokens, past: B, T and the number of tokens in the cache; S is past + T.
+        cache_position: (T,) slots of the new tokens, of the caller: the next free ones.
+        rows, tokens, past: B, T and the number of tokens in the cache (a 0-d tensor for a store of fixed shape).
 
     Raises:
-        InputError: a position is outside the table.
+        InputError: a shape does not fit, or `cache_position` names other slots.
     """
     if position_ids is not None:
         positions = position_ids.reshape(-1, position_ids.shape[-1])
@@ -105,29 +178,28 @@ def learned_positions(
             raise InputError(
                 f"position_ids have shape {tuple(position_ids.shape)}, but must be ({rows}, {tokens}) or (1, {tokens})."
             )
-        check_ids(positions, limit, "position_ids", "the table of n_positions")
-        return positions
-    start = torch.arange(past, past + tokens, device=device)
+        return positions.to(device)
+    start = torch.arange(tokens, device=device) + past
     if cache_position is not None:
-        if tuple(cache_position.shape) != (tokens,):
-            raise InputError(f"cache_position has shape {tuple(cache_position.shape)}, but must be ({tokens},).")
-        if cache_position.device.type == "cpu" and not bool((cache_position == start.to("cpu")).all()):
-            raise InputError(
-                f"cache_position is {cache_position.tolist()}, but the cache holds {past} tokens, so the new ones "
-                f"stand at {past} to {past + tokens - 1}. Leave cache_position out, or crop the cache."
-            )
+        _check_cache_position(cache_position, start, tokens, past)
     if padding is None:
-        if past + tokens > limit:
-            raise InputError(
-                f"{past + tokens} tokens ({past} cached, {tokens} new) are more than the {limit} positions "
-                "(n_positions) of this model. Shorten the text."
-            )
         return start[None]  # (1, T)
     first = padding.to(device, torch.int64).argmax(-1, keepdim=True)  # (B, 1): the first real token of each row
-    positions = (start - first).clamp_min(0)  # (B, T); the padding before it stands at 0
-    if past + tokens > limit:  # only then can a position be too large, and only then is it worth a look
-        check_ids(positions, limit, "positions of the input", "the table of n_positions")
-    return positions
+    return (start - first).clamp_min(0)  # (B, T); the padding before it stands at 0
+
+
+def _check_cache_position(
+    cache_position: torch.Tensor, start: torch.Tensor, tokens: int, past: int | torch.Tensor
+) -> None:
+    if tuple(cache_position.shape) != (tokens,):
+        raise InputError(f"cache_position has shape {tuple(cache_position.shape)}, but must be ({tokens},).")
+    if torch.compiler.is_compiling() or cache_position.device.type != "cpu" or start.device.type != "cpu":
+        return
+    if not bool((cache_position == start).all()):
+        raise InputError(
+            f"cache_position is {cache_position.tolist()}, but the cache holds {int(past)} tokens, so the new ones "
+            f"stand at {int(past)} to {int(past) + tokens - 1}. Leave cache_position out, or crop the cache."
+        )
 
 
 def expand_head_mask(head_mask: torch.Tensor | None, layers: int, heads: int, pruned: bool) -> torch.Tensor | None:
@@ -153,18 +225,46 @@ def flat(mask: torch.Tensor | None) -> torch.Tensor | None:
     return mask.reshape(-1, mask.shape[-1]) if mask is not None and mask.dim() == 3 else mask
 
 
-def past_length(cache: Cache | None, layers: int) -> int:
-    """Return the number of tokens already in the cache.
+def past_length(cache: Cache | None, layers: int) -> int | torch.Tensor:
+    """Return the number of tokens already in the cache; a 0-d tensor for a store of fixed shape.
 
     Raises:
         InputError: its layers hold different numbers, as one made by another model does.
     """
     if cache is None:
         return 0
+    past = cache.past()
+    if isinstance(past, torch.Tensor):
+        return past
     lengths = [cache.get_seq_length(layer) for layer in range(layers)]
     if min(lengths) != max(lengths):
         raise InputError(
             f"the {layers} layers of past_key_values hold {lengths} tokens, but must all hold the same number. Give "
             "the cache that this model returned."
         )
-    return lengths[0]
+    return past
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a caller of `forward` asks for; None in the call takes the configuration's value."""
+
+    attentions: bool
+    hidden_states: bool
+    return_dict: bool
+    router_logits: bool = False
+
+
+def wanted(config: PreTrainedConfig, **given: bool | None) -> Wanted:
+    """Resolve `output_attentions`, `output_hidden_states`, `return_dict` and `output_router_logits`."""
+
+    def one(name: str, default: bool) -> bool:
+        value = given.get(name)
+        return default if value is None else value
+
+    return Wanted(
+        attentions=one("output_attentions", config.output_attentions),
+        hidden_states=one("output_hidden_states", config.output_hidden_states),
+        return_dict=one("return_dict", config.use_return_dict),
+        router_logits=one("output_router_logits", getattr(config, "output_router_logits", False)),
+    )

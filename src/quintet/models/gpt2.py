@@ -9,29 +9,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
-from quintet.cache import Cache, DynamicCache, EncoderDecoderCache, as_cache
+from quintet.cache import DynamicCache, EncoderDecoderCache
 from quintet.config import PreTrainedConfig
 from quintet.errors import ConfigError, InputError
 from quintet.family import Family, KeyRules
 from quintet.generation import GenerationMixin
 from quintet.heads import (
     SequenceSummary,
-    causal_lm_loss,
     keep_logits,
-    last_token_logits,
-    question_answering_loss,
-    sequence_classification_loss,
-    token_classification_loss,
+    question_answering_output,
+    sequence_classifier_output,
+    token_classifier_output,
 )
 from quintet.layers.activations import ACTIVATIONS, get_activation
 from quintet.layers.attention import attend, check_backend, cross_attend
+from quintet.layers.begin import OpenCache, Past, open_cache
 from quintet.layers.conv1d import Conv1D
 from quintet.layers.inputs import (
     check_forward_kwargs,
@@ -41,9 +39,11 @@ from quintet.layers.inputs import (
     input_shape,
     learned_positions,
     past_length,
+    wanted,
 )
-from quintet.layers.masks import make_mask
-from quintet.layers.step import Step
+from quintet.layers.masks import make_encoder_mask, make_masks
+from quintet.layers.step import Step, run_blocks
+from quintet.losses import causal_lm_loss, token_classification_loss
 from quintet.modeling import PreTrainedModel
 from quintet.outputs import (
     BaseModelOutputWithPastAndCrossAttentions,
@@ -71,7 +71,6 @@ __all__ = [
 __path__: list[str] = []  # so that quintet.models.gpt2.modeling_gpt2 and the like can stand below it, see paths.py
 
 Tensor = torch.Tensor
-Past = Cache | tuple[tuple[torch.Tensor, ...], ...]
 
 
 class GPT2Config(PreTrainedConfig):
@@ -378,7 +377,7 @@ class GPT2Model(GPT2PreTrainedModel):
             input_ids: (B, T) or (B, C, T) token ids; only those that are not in `past_key_values` yet.
             past_key_values: A Cache, or the tuple form; what is returned has the same form.
             cache_position: (T,) places of the new tokens; only the next free ones are possible.
-            attention_mask: (B, S) with 0 for padding, or 4-D, see `layers.masks.make_mask`.
+            attention_mask: (B, S) with 0 for padding, or 4-D, see `layers.masks.make_masks`.
             token_type_ids: (B, T) ids whose token embeddings are added.
             position_ids: (B, T); None counts from the first real token of each row.
             head_mask: (H,) or (n_layer, H) factors of each head's output.
@@ -392,15 +391,18 @@ class GPT2Model(GPT2PreTrainedModel):
         """
         config = self.config
         check_forward_kwargs(type(self).__name__, kwargs)
+        want = wanted(config, output_attentions=output_attentions, output_hidden_states=output_hidden_states)
         shape = input_shape(input_ids, inputs_embeds, config.n_embd)
         tokens, rows = shape[-1], shape.numel() // shape[-1]
         checkpointing = self.gradient_checkpointing and self.training
-        cache = self._cache(past_key_values, use_cache, checkpointing)
-        past = past_length(cache, config.n_layer)
-        mask = make_mask(flat(attention_mask), rows=rows, queries=tokens, keys=past + tokens)
+        opened = self._cache(past_key_values, use_cache, checkpointing)
+        past = past_length(opened.cache, config.n_layer)
+        masks = make_masks(
+            flat(attention_mask), rows=rows, queries=tokens, cache=opened.cache, windows=[None] * config.n_layer
+        )
         positions = learned_positions(
             position_ids=position_ids,
-            padding=mask.padding,
+            padding=masks[0].padding,
             cache_position=cache_position,
             rows=rows,
             tokens=tokens,
@@ -409,30 +411,23 @@ class GPT2Model(GPT2PreTrainedModel):
             device=self.wpe.weight.device,
         )
         step = Step(
-            mask=mask,
-            cache=cache,
+            masks=masks,
+            cache=opened.cache,
             backend=check_backend(config._attn_implementation),
-            output_attentions=config.output_attentions if output_attentions is None else output_attentions,
+            output_attentions=want.attentions,
             head_mask=expand_head_mask(head_mask, config.n_layer, config.n_head, bool(config.pruned_heads)),
             **self._encoder(encoder_hidden_states, encoder_attention_mask, rows, tokens),
         )
         x = self._embed(input_ids, inputs_embeds, token_type_ids, shape, past)  # (B, T, E)
         x = self.drop(x + self.wpe(positions))
-        wanted = config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        states = [x] if wanted else []
-        for block in self.h:
-            x = checkpoint(block, x, step, use_reentrant=False) if checkpointing else block(x, step)
-            if wanted:
-                states.append(x)
+        x, states = run_blocks(self.h, x, step, collect=want.hidden_states, checkpointing=checkpointing)
         x = self.ln_f(x).view(*shape, config.n_embd)
-        if wanted:
+        if want.hidden_states:
             states[-1] = x  # the reference's last state is the normed one
-        returned = cache if self._uses_cache(use_cache, checkpointing) else None
-        legacy = isinstance(past_key_values, tuple) and isinstance(returned, (DynamicCache, EncoderDecoderCache))
         return self.finish(
             BaseModelOutputWithPastAndCrossAttentions(
                 last_hidden_state=x,
-                past_key_values=returned.to_legacy_cache() if legacy else returned,  # type: ignore[union-attr]
+                past_key_values=opened.returned(),
                 hidden_states=tuple(states) or None,
                 attentions=tuple(step.attentions) or None,
                 cross_attentions=tuple(step.cross_attentions) or None,
@@ -446,7 +441,7 @@ class GPT2Model(GPT2PreTrainedModel):
         inputs_embeds: Tensor | None,
         token_type_ids: Tensor | None,
         shape: torch.Size,
-        past: int,
+        past: int | Tensor,
     ) -> Tensor:
         tokens, size, limit = shape[-1], self.wte.num_embeddings, "the vocabulary (vocab_size)"
         if token_type_ids is not None:
@@ -465,19 +460,13 @@ class GPT2Model(GPT2PreTrainedModel):
             return x
         return x + self.wte(token_type_ids.reshape(-1, tokens))  # (B, T) or (1, T) ids
 
-    def _uses_cache(self, use_cache: bool | None, checkpointing: bool) -> bool:
-        # Blocks that are computed again in the backward pass would append twice.
-        return (self.config.use_cache if use_cache is None else use_cache) and not checkpointing
-
-    def _cache(self, past_key_values: Past | None, use_cache: bool | None, checkpointing: bool) -> Cache | None:
-        cache = as_cache(past_key_values)
-        if checkpointing and cache is not None:
-            raise InputError("past_key_values cannot be used while training with gradient checkpointing. Leave it out.")
-        if cache is None and self._uses_cache(use_cache, checkpointing):
-            cache = DynamicCache()
-        if cache is not None and self.config.add_cross_attention and not isinstance(cache, EncoderDecoderCache):
-            cache = EncoderDecoderCache(cache, DynamicCache())
-        return cache
+    def _cache(self, past_key_values: Past | None, use_cache: bool | None, checkpointing: bool) -> OpenCache:
+        opened = open_cache(self.config, past_key_values, use_cache, checkpointing)
+        if opened.cache is None or not self.config.add_cross_attention:
+            return opened
+        if isinstance(opened.cache, EncoderDecoderCache):
+            return opened
+        return replace(opened, cache=EncoderDecoderCache(opened.cache, DynamicCache()))
 
     def _encoder(self, states: Tensor | None, mask: Tensor | None, rows: int, tokens: int) -> dict[str, Any]:
         if states is None:
@@ -492,9 +481,7 @@ class GPT2Model(GPT2PreTrainedModel):
                 f"encoder_hidden_states have shape {tuple(states.shape)}, but must be ({rows}, tokens, "
                 f"{self.config.n_embd})."
             )
-        spec = make_mask(
-            mask, rows=rows, queries=tokens, keys=states.shape[1], causal=False, what="encoder_attention_mask"
-        )
+        spec = make_encoder_mask(mask, rows=rows, queries=tokens, states=states.shape[1])
         return {"encoder_states": states, "encoder_mask": spec}
 
 
@@ -692,18 +679,8 @@ class GPT2ForSequenceClassification(GPT2PreTrainedModel):
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
-        logits = last_token_logits(self.score(out.last_hidden_state), input_ids, self.config.pad_token_id)  # (B, L)
-        loss = None if labels is None else sequence_classification_loss(self.config, logits, labels)
-        return self.finish(
-            SequenceClassifierOutputWithPast(
-                loss=loss,
-                logits=logits,
-                past_key_values=out.past_key_values,
-                hidden_states=out.hidden_states,
-                attentions=out.attentions,
-            ),
-            return_dict,
-        )
+        logits = self.score(out.last_hidden_state)  # (B, T, L)
+        return self.finish(sequence_classifier_output(self, out, logits, input_ids, labels), return_dict)
 
 
 class GPT2ForTokenClassification(GPT2PreTrainedModel):
@@ -748,11 +725,7 @@ class GPT2ForTokenClassification(GPT2PreTrainedModel):
             return_dict=True,
         )
         logits = self.classifier(self.dropout(out.last_hidden_state))  # (B, T, L)
-        loss = None if labels is None else token_classification_loss(logits, labels, self.num_labels)
-        return self.finish(
-            TokenClassifierOutput(loss=loss, logits=logits, hidden_states=out.hidden_states, attentions=out.attentions),
-            return_dict,
-        )
+        return self.finish(token_classifier_output(self, out, logits, labels), return_dict)
 
 
 class GPT2ForQuestionAnswering(GPT2PreTrainedModel):
@@ -795,20 +768,8 @@ class GPT2ForQuestionAnswering(GPT2PreTrainedModel):
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
-        start_logits, end_logits = self.qa_outputs(out.last_hidden_state).unbind(-1)  # each (B, T)
-        loss = None
-        if start_positions is not None and end_positions is not None:
-            loss = question_answering_loss(start_logits, end_logits, start_positions, end_positions)
-        return self.finish(
-            QuestionAnsweringModelOutput(
-                loss=loss,
-                start_logits=start_logits,
-                end_logits=end_logits,
-                hidden_states=out.hidden_states,
-                attentions=out.attentions,
-            ),
-            return_dict,
-        )
+        logits = self.qa_outputs(out.last_hidden_state)  # (B, T, 2)
+        return self.finish(question_answering_output(out, logits, start_positions, end_positions), return_dict)
 
 
 def tiny(**overrides: Any) -> GPT2Config:

@@ -1,0 +1,129 @@
+"""How a forward pass begins and ends, once for every family: its cache, its masks, its positions, its step.
+
+Letters: B rows, T new tokens, S all tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from quintet.cache import Cache, DynamicCache, EncoderDecoderCache, as_cache
+from quintet.config import PreTrainedConfig
+from quintet.errors import InputError
+from quintet.layers.attention import check_backend
+from quintet.layers.inputs import Wanted, flat, past_length, rotary_positions
+from quintet.layers.masks import make_masks
+from quintet.layers.step import Step
+
+__all__ = ["OpenCache", "begin_rotary", "open_cache", "windows_of"]
+
+Past = Cache | tuple[tuple[torch.Tensor, ...], ...]
+
+
+@dataclass(frozen=True)
+class OpenCache:
+    """The cache of one forward pass.
+
+    Args:
+        cache: The store, None for none.
+        keep: Whether the caller gets it back.
+        legacy: Whether the caller gave tuples, and so gets tuples.
+    """
+
+    cache: Cache | None
+    keep: bool
+    legacy: bool
+
+    def returned(self) -> Any:
+        """What goes into `past_key_values` of the output, in the form it came in."""
+        if not self.keep:
+            return None
+        if self.legacy and isinstance(self.cache, (DynamicCache, EncoderDecoderCache)):
+            return self.cache.to_legacy_cache()
+        return self.cache
+
+
+def open_cache(
+    config: PreTrainedConfig, past_key_values: Past | None, use_cache: bool | None, checkpointing: bool
+) -> OpenCache:
+    """Take the caller's cache, or make one when one is wanted.
+
+    Args:
+        config: Its `use_cache` counts when the argument is None; its layer kinds say how a new cache grows.
+        past_key_values: A Cache, or the tuple form.
+        use_cache: Whether the caller wants one back.
+        checkpointing: Whether blocks are computed again in the backward pass, and so would append twice.
+
+    Raises:
+        InputError: a cache is given while training with gradient checkpointing.
+    """
+    cache = as_cache(past_key_values)
+    if checkpointing and cache is not None:
+        raise InputError("past_key_values cannot be used while training with gradient checkpointing. Leave it out.")
+    keep = bool(getattr(config, "use_cache", False) if use_cache is None else use_cache) and not checkpointing
+    if cache is None and keep:
+        cache = DynamicCache(config=config)
+    return OpenCache(cache, keep, isinstance(past_key_values, tuple))
+
+
+def windows_of(config: PreTrainedConfig) -> list[int | None]:
+    """For each layer how many tokens a query sees, None for all: `layer_types` with `sliding_window`."""
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    window = getattr(config, "sliding_window", None)
+    return [window if kind == "sliding_attention" else None for kind in kinds]
+
+
+def begin_rotary(
+    config: PreTrainedConfig,
+    x: torch.Tensor,
+    rotary: nn.Module,
+    opened: OpenCache,
+    want: Wanted,
+    *,
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor | None,
+    cache_position: torch.Tensor | None,
+    head_mask: torch.Tensor | None = None,
+) -> Step:
+    """Make the step of a family with rotary positions.
+
+    Args:
+        x: (B, T, D) embedded tokens.
+        rotary: A `layers.rope.RotaryEmbedding`.
+        opened: From `open_cache`.
+        want: From `layers.inputs.wanted`.
+        attention_mask: (B, S) with 0 for padding, or 4-D, see `layers.masks.make_masks`.
+        position_ids: (1, T) or (B, T); None counts from the first real token of each row.
+        cache_position: (T,) slots of the new tokens; only the next free ones are possible.
+        head_mask: (n_layer, H) factors, see `layers.inputs.expand_head_mask`.
+
+    Raises:
+        InputError: a mask, positions or a cache that do not fit.
+        ConfigError: an unknown attention backend.
+    """
+    rows, tokens = x.shape[0], x.shape[1]
+    past = past_length(opened.cache, config.num_hidden_layers)
+    masks = make_masks(flat(attention_mask), rows=rows, queries=tokens, cache=opened.cache, windows=windows_of(config))
+    positions = rotary_positions(
+        position_ids=position_ids,
+        padding=masks[0].padding,
+        cache_position=cache_position,
+        rows=rows,
+        tokens=tokens,
+        past=past,
+        limit=config.max_position_embeddings,
+        device=x.device,
+    )
+    return Step(
+        masks=masks,
+        cache=opened.cache,
+        backend=check_backend(config._attn_implementation),
+        output_attentions=want.attentions,
+        output_router_logits=want.router_logits,
+        rope=rotary(positions),
+        head_mask=head_mask,
+    )
