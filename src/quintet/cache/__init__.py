@@ -1,7 +1,15 @@
 """Stores of keys and values between forward passes: one contract (`base.py`), one file per store."""
 
 from quintet.cache.base import Cache
-from quintet.cache.dynamic import DynamicCache, DynamicLayer
+from quintet.cache.dynamic import DynamicCache, DynamicLayer, DynamicSlidingLayer, DynamicSlidingWindowLayer
 from quintet.cache.encoder_decoder import EncoderDecoderCache, as_cache
 
-__all__ = ["Cache", "DynamicCache", "DynamicLayer", "EncoderDecoderCache", "as_cache"]
+__all__ = [
+    "Cache",
+    "DynamicCache",
+    "DynamicLayer",
+    "DynamicSlidingLayer",
+    "DynamicSlidingWindowLayer",
+    "EncoderDecoderCache",
+    "as_cache",
+]

@@ -1,6 +1,7 @@
 """The contract of every cache: what models, loops and users may call.
 
-Letters: B rows, H key/value heads, S tokens stored, T new tokens, D head size.
+Letters: B rows, H key/value heads, S tokens seen, T new tokens, K keys that attention sees, D head size. A *slot* is
+the number of a token in its sequence, padding included, from 0.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ __all__ = ["Cache"]
 class Cache:
     """Keys and values of every layer, grown by each forward pass."""
 
+    # Whether a compiled decode step may be given this cache: fixed shapes, the length on the device.
+    is_compileable: bool = False
+
     def update(
         self,
         key_states: torch.Tensor,
@@ -22,27 +26,41 @@ class Cache:
         layer_idx: int,
         cache_kwargs: dict[str, Any] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append (B, H, T, D) keys and values to a layer; return all of them, (B, H, S + T, D)."""
+        """Append (B, H, T, D) keys and values to a layer; return what attention may see, (B, H, K, D).
+
+        `get_mask_sizes`, asked before, says how many these are and where they stand.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define update().")
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return the number of tokens that a layer holds."""
+        """Return the number of tokens that a layer has seen, those that a window has dropped included."""
         raise NotImplementedError(f"{type(self).__name__} must define get_seq_length().")
 
     def past(self, layer_idx: int = 0) -> int | torch.Tensor:
-        """Return the slot of the next token: an int, or a 0-d tensor for a store of fixed shape."""
+        """Return the slot of the next token: an int, or a 0-d int64 tensor where a compiled step must not know it."""
         return self.get_seq_length(layer_idx)
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int | torch.Tensor]:
-        """Return how many keys the next update with `query_length` tokens will return, and the slot of the first."""
+        """Return (K, offset): how many keys the next update with `query_length` tokens returns, and the first's slot.
+
+        The slot may be negative: such keys are empty places before the first token, and must be hidden.
+        """
         return self.get_seq_length(layer_idx) + query_length, 0
 
-    def get_max_cache_shape(self) -> int:
-        """Return the most tokens the store can hold, or -1 for no limit."""
+    def get_max_cache_shape(self, layer_idx: int | None = None) -> int:
+        """Return the most keys that a layer can hold (a sliding layer: its window), or -1 for no limit.
+
+        None asks for the layer that can hold most.
+        """
         return -1
 
     def crop(self, max_length: int) -> None:
-        """Keep the first `max_length` tokens; a negative number drops that many from the end."""
+        """Keep the first `max_length` tokens; a negative number drops that many from the end.
+
+        Raises:
+            InputError: a sliding layer no longer holds the keys that its window would need then. To undo the last
+                update always works.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define crop().")
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:

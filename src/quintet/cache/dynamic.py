@@ -5,22 +5,24 @@ Letters: B rows, H key/value heads, S tokens stored, T new tokens, D head size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from quintet.cache.base import Cache
+from quintet.cache.layered import CacheLayer, LayeredCache, check_fits, layer_windows
 from quintet.errors import InputError
 
-__all__ = ["DynamicCache", "DynamicLayer"]
+__all__ = ["DynamicCache", "DynamicLayer", "DynamicSlidingLayer", "DynamicSlidingWindowLayer"]
 
 # A slab grows by half of what it holds, and by at least this many tokens: copies stay linear in the tokens written.
 MIN_GROWTH = 128
 
 
-class DynamicLayer:
+class DynamicLayer(CacheLayer):
     """Keys and values of one layer in two slabs of shape (B, H, capacity, D), of which `length` tokens are used."""
+
+    length = 0
 
     def __init__(self) -> None:
         self.length = 0
@@ -48,122 +50,263 @@ class DynamicLayer:
             # The first tensors are kept as they came: training pays no copy, and gradients flow through them.
             self._keys, self._values, self.length = keys, values, keys.shape[2]
             return keys, values
-        self._check(keys, values)
-        held = (keys, values, self._keys, self._values)
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in held):
+        check_fits("keys", keys, self._keys)
+        check_fits("values", values, self._values)
+        if _differentiated(keys, values, self._keys, self._values):
             # A write in place would break the graph; concatenation is the price of gradients through a cache.
             self._keys = torch.cat([self._keys[:, :, : self.length], keys], dim=2)  # (B, H, S + T, D)
             self._values = torch.cat([self._values[:, :, : self.length], values], dim=2)
             self.length, self._own = self._keys.shape[2], False
             return self._keys, self._values
         start, end = self.length, self.length + keys.shape[2]
-        # Tensors made in inference mode cannot be written to outside it (a question that a compiler cannot trace).
-        inside = torch.compiler.is_compiling() or torch.is_inference_mode_enabled()
-        locked = not inside and self._keys.is_inference()
-        if end > self._keys.shape[2] or locked or not self._own:
+        if end > self._keys.shape[2] or not self._own or _locked(self._keys):
             capacity = end + max(MIN_GROWTH, end // 2)
-            self._keys = _grown(self._keys, self.length, capacity)
-            self._values = _grown(self._values, self.length, capacity)
+            self._keys = _moved(self._keys, 0, start, capacity)
+            self._values = _moved(self._values, 0, start, capacity)
             self._own = True
         self._keys[:, :, start:end] = keys
         self._values[:, :, start:end] = values
         self.length = end
         return self._keys[:, :, :end], self._values[:, :, :end]
 
-    def _check(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        for name, stored, new in (("keys", self._keys, keys), ("values", self._values, values)):
-            if stored is None:
-                continue
-            if new.shape[:2] != stored.shape[:2] or new.shape[3] != stored.shape[3]:
-                raise InputError(
-                    f"the cache holds {name} of (rows, heads, head size) = {(*stored.shape[:2], stored.shape[3])} and "
-                    f"got {(*new.shape[:2], new.shape[3])}. Use the cache with the batch it was made for, or select "
-                    "its rows with batch_select_indices()."
-                )
-            if new.dtype != stored.dtype or new.device != stored.device:
-                raise InputError(
-                    f"the cache holds {name} in {stored.dtype} on {stored.device} and got {new.dtype} on {new.device}. "
-                    "Use it with the model, and in the autocast mode, it was made with."
-                )
-
     def map_rows(self, rows: torch.Tensor | int) -> None:
         """Select rows by an index tensor, or repeat each row an int number of times."""
         if self._keys is None or self._values is None:
             return
         # The whole slabs, room included: a beam search selects at every token, and would grow them at every token.
-        keys, values = self._keys, self._values
-        if isinstance(rows, int):
-            self._keys, self._values = keys.repeat_interleave(rows, dim=0), values.repeat_interleave(rows, dim=0)
-        else:
-            rows = rows.to(keys.device)
-            self._keys, self._values = keys.index_select(0, rows), values.index_select(0, rows)
-        self._own = True
+        self._keys, self._values, self._own = mapped(self._keys, rows), mapped(self._values, rows), True
 
     def crop(self, max_length: int) -> None:
         """Keep the first `max_length` tokens, or drop `-max_length` from the end.
 
         The next update writes over what was dropped, also where a view of it is still held.
         """
-        wanted = max_length if max_length >= 0 else max(self.length + max_length, 0)
-        self.length = min(self.length, wanted)
+        self.length = self.wanted(max_length)
+
+    def reset(self) -> None:
+        """Forget every token and give the memory back."""
+        self.length, self._keys, self._values, self._own = 0, None, None, False
 
 
-def _grown(slab: torch.Tensor, length: int, capacity: int) -> torch.Tensor:
+class DynamicSlidingLayer(DynamicLayer):
+    """Keys and values of a layer with a window, in two slabs of at most twice the window.
+
+    Tokens stand in order. A full slab moves its newest `window - 1` tokens to its front, so that a token costs one
+    write and, spread over the tokens, about one move. What was returned earlier may be written over by a move.
+
+    Args:
+        sliding_window: Keys that a query may see, its own included; at least 1.
+    """
+
+    def __init__(self, sliding_window: int) -> None:
+        super().__init__()
+        if isinstance(sliding_window, bool) or not isinstance(sliding_window, int) or sliding_window < 1:
+            raise InputError(f"sliding_window is {sliding_window!r}, but must be a whole number from 1.")
+        self.window: int = sliding_window
+        self._end = 0  # the slabs hold the tokens `length - _end` to `length` at their front
+        # The layer as it was before an update too long for the slabs, to undo it.
+        self._before: tuple[torch.Tensor, torch.Tensor, int, int, bool] | None = None
+
+    @property
+    def keys(self) -> torch.Tensor | None:
+        """The newest `window - 1` keys, or as many as there are, a view; None before the first update."""
+        return None if self._keys is None else self._keys[:, :, self._first : self._end]
+
+    @property
+    def values(self) -> torch.Tensor | None:
+        """The values that go with `keys`."""
+        return None if self._values is None else self._values[:, :, self._first : self._end]
+
+    @property
+    def _first(self) -> int:
+        """Where in the slab the keys begin that the next token may see."""
+        return self._end - min(self.length, self.window - 1)
+
+    def whole(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """See CacheLayer.whole."""
+        if self._keys is None or self._values is None or self._end != self.length:
+            return None
+        return self._keys[:, :, : self._end], self._values[:, :, : self._end]
+
+    def update(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append (B, H, T, D) tensors; return what they may see, (B, H, min(S, window - 1) + T, D).
+
+        Raises:
+            InputError: rows, heads, head size, data type or device differ from what is stored.
+        """
+        new = keys.shape[2]
+        if self._keys is None or self._values is None:
+            if new <= 2 * self.window or _differentiated(keys, values):
+                self._keys, self._values, self._end = keys, values, new
+            else:
+                self._keep_newest(keys, values)
+            self.length = new
+            return keys, values
+        check_fits("keys", keys, self._keys)
+        check_fits("values", values, self._values)
+        first, old = self._first, self._end - self._first
+        differentiated = _differentiated(keys, values, self._keys, self._values)
+        if differentiated or old + new > 2 * self.window:
+            all_keys = torch.cat([self._keys[:, :, first : self._end], keys], dim=2)  # (B, H, old + T, D)
+            all_values = torch.cat([self._values[:, :, first : self._end], values], dim=2)
+            before = (self._keys, self._values, self._end, self.length, self._own)
+            if differentiated:
+                self._keys, self._values, self._end, self._own = all_keys, all_values, old + new, False
+            else:
+                self._keep_newest(all_keys, all_values)
+            self._before = None if differentiated else before
+            self.length += new
+            return all_keys, all_values
+        self._make_room(first, old, new)
+        begin, end = self._end, self._end + new
+        self._keys[:, :, begin:end] = keys
+        self._values[:, :, begin:end] = values
+        self._end, self.length, self._before = end, self.length + new, None
+        return self._keys[:, :, begin - old : end], self._values[:, :, begin - old : end]
+
+    def _keep_newest(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Copy the newest tokens into slabs of twice the window: the window's, and half as many so that crop works."""
+        end, kept = keys.shape[2], self.window - 1 + (self.window + 1) // 2
+        self._keys = _moved(keys, end - kept, end, 2 * self.window)
+        self._values = _moved(values, end - kept, end, 2 * self.window)
+        self._end, self._own = kept, True
+
+    def _make_room(self, first: int, old: int, new: int) -> None:
+        """See that `new` tokens can be written at `_end`; only the `old` newest tokens need to stay."""
+        assert self._keys is not None and self._values is not None, "update() keeps the first tensors itself"
+        room, limit = self._keys.shape[2], 2 * self.window
+        writable = self._own and not _locked(self._keys)
+        if writable and self._end + new <= room:
+            return
+        if writable and room >= limit:
+            # A copy in between, as the two places may overlap.
+            self._keys[:, :, :old] = self._keys[:, :, first : self._end].clone()
+            self._values[:, :, :old] = self._values[:, :, first : self._end].clone()
+        else:
+            capacity = min(limit, old + new + max(MIN_GROWTH, (old + new) // 2))
+            self._keys = _moved(self._keys, first, self._end, capacity)
+            self._values = _moved(self._values, first, self._end, capacity)
+            self._own = True
+        self._end = old
+
+    def map_rows(self, rows: torch.Tensor | int) -> None:
+        """Select rows by an index tensor, or repeat each row an int number of times."""
+        super().map_rows(rows)
+        if self._before is not None:
+            keys, values, *rest = self._before
+            self._before = (mapped(keys, rows), mapped(values, rows), rest[0], rest[1], True)
+
+    def _holds(self, wanted: int, end: int, length: int) -> bool:
+        """Whether slabs with the tokens `length - end` to `length` have all that a window at `wanted` needs."""
+        return wanted <= length and wanted - min(wanted, self.window - 1) >= length - end
+
+    def check_crop(self, max_length: int) -> None:
+        """Raise InputError when the keys of a window that ends at `max_length` are no longer held."""
+        wanted = self.wanted(max_length)
+        if wanted in (0, self.length) or self._holds(wanted, self._end, self.length):
+            return
+        if self._before is None or not self._holds(wanted, *self._before[2:4]):
+            oldest = self.length - self._end + (self.window - 1 if self.length > self._end else 0)
+            raise InputError(
+                f"the cache cannot be cropped from {self.length} to {wanted} tokens: a layer with a window of "
+                f"{self.window} has dropped keys that are needed there; it can go back to {oldest}, or to 0. To crop "
+                "anywhere, use a DynamicCache() made without a config, which keeps every key."
+            )
+
+    def crop(self, max_length: int) -> None:
+        """Keep the first `max_length` tokens, or drop `-max_length` from the end; see Cache.crop.
+
+        Raises:
+            InputError: the keys of the window that ends there are no longer held.
+        """
+        self.check_crop(max_length)
+        wanted = self.wanted(max_length)
+        if wanted == self.length:
+            return
+        if wanted == 0:
+            self._end = self.length = 0
+        elif not self._holds(wanted, self._end, self.length) and self._before is not None:
+            self._keys, self._values, self._end, self.length, self._own = self._before
+        self._end -= self.length - wanted
+        self.length, self._before = wanted, None
+
+    def reset(self) -> None:
+        """Forget every token and give the memory back."""
+        super().reset()
+        self._end, self._before = 0, None
+
+
+DynamicSlidingWindowLayer = DynamicSlidingLayer
+
+
+def _differentiated(*tensors: torch.Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def _locked(slab: torch.Tensor) -> bool:
+    """Whether a tensor made in inference mode would have to be written to outside of it, which is not possible."""
+    # A question that a compiler cannot trace.
+    inside = torch.compiler.is_compiling() or torch.is_inference_mode_enabled()
+    return not inside and slab.is_inference()
+
+
+def _moved(slab: torch.Tensor, first: int, end: int, capacity: int) -> torch.Tensor:
+    """Return a slab of `capacity` tokens that begins with the tokens `first` to `end` of `slab`."""
     rows, heads, _, size = slab.shape
-    bigger = slab.new_empty((rows, heads, capacity, size))
-    bigger[:, :, :length] = slab[:, :, :length]
-    return bigger
+    other = slab.new_empty((rows, heads, capacity, size))
+    other[:, :, : end - first] = slab[:, :, first:end]
+    return other
 
 
-class DynamicCache(Cache):
-    """The default cache: layers appear as they are used and grow as they need.
+def mapped(tensor: torch.Tensor, rows: torch.Tensor | int) -> torch.Tensor:
+    """Return the rows at an index tensor, or each row repeated an int number of times; always a copy."""
+    if isinstance(rows, int):
+        return tensor.repeat_interleave(rows, dim=0)
+    return tensor.index_select(0, rows.to(tensor.device))
+
+
+class DynamicCache(LayeredCache):
+    """The default cache: layers grow as they need; with a configuration, layers with a window keep only that.
+
+    Without a configuration every layer appears as it is used and keeps every key (the mask hides what a window does not
+    show). Both give the same numbers.
 
     Args:
         ddp_cache_data: Pairs (keys, values) to begin with, one per layer, each (B, H, S, D).
-        config: Accepted for the reference's signature; a plain family needs nothing from it.
+        config: Configuration of the model, for its `layer_types` and `sliding_window`.
+        offloading: Keep the layers that are not in use in the CPU's memory; see `OffloadedCache`.
+        offload_only_non_sliding: With `offloading`, leave the layers with a window where they are: they are small.
+
+    Raises:
+        ConfigError: the configuration's layers cannot be read.
     """
 
     def __init__(
-        self, ddp_cache_data: Sequence[tuple[torch.Tensor, torch.Tensor]] | None = None, config: Any = None
-    ) -> None:
-        self.layers: list[DynamicLayer] = []
-        for keys, values in ddp_cache_data or ():
-            self.update(keys, values, len(self.layers))
-
-    def update(
         self,
-        key_states: torch.Tensor,
-        value_states: torch.Tensor,
-        layer_idx: int,
-        cache_kwargs: dict[str, Any] | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """See Cache.update; returns views of the slab."""
-        while len(self.layers) <= layer_idx:
-            self.layers.append(DynamicLayer())
-        return self.layers[layer_idx].update(key_states, value_states)
+        ddp_cache_data: Sequence[tuple[torch.Tensor, torch.Tensor]] | None = None,
+        config: Any = None,
+        offloading: bool = False,
+        offload_only_non_sliding: bool = False,
+    ) -> None:
+        super().__init__()
+        self._windows = None if config is None else layer_windows(config)
+        self.layers = [self._make(window) for window in self._windows or ()]
+        for index, (keys, values) in enumerate(ddp_cache_data or ()):
+            self.update(keys, values, index)
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """See Cache.get_seq_length."""
-        return self.layers[layer_idx].length if layer_idx < len(self.layers) else 0
+    def _make(self, window: int | None) -> CacheLayer:
+        return DynamicLayer() if window is None else DynamicSlidingLayer(window)
 
-    def crop(self, max_length: int) -> None:
-        """See Cache.crop."""
-        for layer in self.layers:
-            layer.crop(max_length)
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """See Cache.batch_select_indices."""
-        for layer in self.layers:
-            layer.map_rows(indices)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """See Cache.batch_repeat_interleave."""
-        for layer in self.layers:
-            layer.map_rows(repeats)
+    def _at(self, layer_idx: int) -> CacheLayer:
+        while self._windows is None and len(self.layers) <= layer_idx:
+            self.layers.append(self._make(None))
+        return super()._at(layer_idx)
 
     def reset(self) -> None:
         """See Cache.reset."""
-        self.layers.clear()
+        super().reset()
+        if self._windows is None:
+            self.layers.clear()
 
     @property
     def key_cache(self) -> list[torch.Tensor]:
@@ -175,21 +318,25 @@ class DynamicCache(Cache):
         """Values by layer, as the older interface had them."""
         return [values for _, values in self]
 
-    def __len__(self) -> int:
-        return len(self.layers)
-
-    def __getitem__(self, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
-        layer = self.layers[layer_idx]
-        if layer.keys is None or layer.values is None:
-            raise IndexError(f"layer {layer_idx} of the cache is empty.")
-        return layer.keys, layer.values
-
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        return (self[index] for index in range(len(self.layers)))
-
     def to_legacy_cache(self) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
-        """Return the tuple form: for each layer a pair (keys, values), each (B, H, S, D)."""
-        return tuple(self)
+        """Return the tuple form: for each layer a pair (keys, values), each (B, H, S, D).
+
+        Raises:
+            InputError: a layer with a window has dropped keys, which a tuple could not say.
+        """
+        if all(layer.keys is None for layer in self.layers):
+            return ()
+        pairs = []
+        for index, layer in enumerate(self.layers):
+            pair = layer.whole()
+            if pair is None and layer.keys is not None:
+                raise InputError(
+                    f"layer {index} has a window of {layer.window} tokens and has dropped keys of the {layer.length} "
+                    "it has seen, so it has no tuple form. Keep the cache as it is, or use a DynamicCache() made "
+                    "without a config, which keeps every key."
+                )
+            pairs.append(self[index] if pair is None else pair)
+        return tuple(pairs)
 
     @classmethod
     def from_legacy_cache(

@@ -9,6 +9,7 @@ import torch
 
 from quintet.cache.base import Cache
 from quintet.cache.dynamic import DynamicCache
+from quintet.cache.layered import LayeredCache
 from quintet.errors import InputError
 
 __all__ = ["EncoderDecoderCache", "as_cache"]
@@ -26,8 +27,9 @@ class EncoderDecoderCache(Cache):
         self.self_attention_cache = self_attention_cache
         self.cross_attention_cache = cross_attention_cache
         self.is_updated: dict[int, bool] = {}
-        if isinstance(cross_attention_cache, DynamicCache):
-            self.is_updated = {i: layer.length > 0 for i, layer in enumerate(cross_attention_cache.layers)}
+        if isinstance(cross_attention_cache, LayeredCache):
+            filled = (layer.length > 0 for layer in cross_attention_cache.layers)
+            self.is_updated = {index: True for index, full in enumerate(filled) if full}
 
     def update(
         self,
@@ -42,6 +44,23 @@ class EncoderDecoderCache(Cache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Number of tokens in the tokens' cache."""
         return self.self_attention_cache.get_seq_length(layer_idx)
+
+    def past(self, layer_idx: int = 0) -> int | torch.Tensor:
+        """Slot of the next token; see Cache.past."""
+        return self.self_attention_cache.past(layer_idx)
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int | torch.Tensor]:
+        """Keys that the tokens' cache will return; see Cache.get_mask_sizes."""
+        return self.self_attention_cache.get_mask_sizes(query_length, layer_idx)
+
+    def get_max_cache_shape(self, layer_idx: int | None = None) -> int:
+        """The most tokens that the tokens' cache can hold, or -1."""
+        return self.self_attention_cache.get_max_cache_shape(layer_idx)
+
+    @property
+    def is_compileable(self) -> bool:  # type: ignore[override]
+        """Whether the tokens' cache has fixed shapes; the encoder's states are written once, before any decoding."""
+        return self.self_attention_cache.is_compileable
 
     def crop(self, max_length: int) -> None:
         """Crop the tokens; the encoder states stay whole."""
@@ -72,9 +91,8 @@ class EncoderDecoderCache(Cache):
         tokens, encoder = self.self_attention_cache, self.cross_attention_cache
         if not isinstance(tokens, DynamicCache) or not isinstance(encoder, DynamicCache):
             raise InputError("only a pair of DynamicCache has a tuple form; keep the cache as it is.")
-        if not len(encoder):
-            return tokens.to_legacy_cache()
-        return tuple((*own, *other) for own, other in zip(tokens, encoder, strict=True))
+        own, other = tokens.to_legacy_cache(), encoder.to_legacy_cache()
+        return tuple((*pair, *states) for pair, states in zip(own, other, strict=True)) if other else own
 
     @classmethod
     def from_legacy_cache(
@@ -86,7 +104,7 @@ class EncoderDecoderCache(Cache):
         return cls(DynamicCache([(layer[0], layer[1]) for layer in layers]), DynamicCache(encoder))
 
     def __len__(self) -> int:
-        return len(self.self_attention_cache) if isinstance(self.self_attention_cache, DynamicCache) else 0
+        return len(self.self_attention_cache) if isinstance(self.self_attention_cache, LayeredCache) else 0
 
 
 def as_cache(past_key_values: Any) -> Cache | None:
