@@ -152,7 +152,7 @@ class RoutedExperts(nn.Module):
         out = torch.zeros_like(x)
         if rows * chosen < self.num_experts:
             said = [
-                self.compute(x[row : row + 1], *(stack[indices[row, slot]] for stack in stacks))  # (1, D)
+                self.compute(x[row : row + 1], *(stack[indices[row, slot : slot + 1]][0] for stack in stacks))  # (1, D)
                 for row in range(rows)
                 for slot in range(chosen)
             ]
