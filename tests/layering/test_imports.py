@@ -81,6 +81,7 @@ DYNAMIC = {
     "generation/__init__.py": "lazy names, from the table in it",
     "tokenizers/auto.py": "tokenizer classes, from the table in it",
     "cli/main.py": "commands, from the table in it",
+    "convert/__init__.py": "layouts, from the table in it",
 }
 
 
