@@ -14,7 +14,7 @@ from quintet.checkpoint.pretrained import LoadSave
 from quintet.config import PreTrainedConfig
 from quintet.embeddings import Embeddings
 from quintet.errors import ConfigError, InputError
-from quintet.fused.cpu_linear import use_cpu_linear
+from quintet.fused.cpu_experts import use_cpu_twins
 from quintet.generation import GenerationConfig
 from quintet.layers.attention import check_backend
 from quintet.layers.conv1d import Conv1D
@@ -195,7 +195,7 @@ class PreTrainedModel(Embeddings, LoadSave):
         Returns:
             What was replaced.
         """
-        return use_cpu_linear(self)
+        return use_cpu_twins(self)
 
     # -- training helpers --------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-__all__ = ["SwapReport", "swap"]
+__all__ = ["SwapReport", "Twin", "swap"]
 
 # Makes the twin of a module, or returns None when this one must stay.
 Twin = Callable[[nn.Module], nn.Module | None]

@@ -23,9 +23,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from quintet.layers.conv1d import Conv1D
-from quintet.swap import SwapReport, swap
+from quintet.swap import SwapReport, Twin, swap
 
-__all__ = ["CpuConv1D", "CpuLinear", "cpu_linear", "use_cpu_linear"]
+__all__ = ["LINEAR_TWINS", "CpuConv1D", "CpuLinear", "cpu_linear", "fits", "twin", "use_cpu_linear"]
 
 # Up to here a batch of shares beats oneDNN; measured on 2 cores.
 SHARE_ROWS = 4
@@ -139,28 +139,32 @@ class CpuLinear(nn.Linear):
 
 def _conv1d(module: nn.Module) -> nn.Module | None:
     assert isinstance(module, Conv1D), "the table maps the type"
-    if not _fits(module.weight):
+    if not fits(module.weight):
         return None
     module.weight.data = Conv1D.lay_out(module.weight.data)
-    return _twin(CpuConv1D, module)
+    return twin(CpuConv1D, module)
 
 
 def _linear(module: nn.Module) -> nn.Module | None:
     assert isinstance(module, nn.Linear), "the table maps the type"
-    return _twin(CpuLinear, module) if _fits(module.weight) else None
+    return twin(CpuLinear, module) if fits(module.weight) else None
 
 
-def _fits(weight: torch.Tensor) -> bool:
+def fits(weight: torch.Tensor) -> bool:
+    """Whether there is anything to gain: the weight is on a CPU, in a type that is computed there."""
     return weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float16, torch.bfloat16)
 
 
-def _twin(kind: type[nn.Module], module: nn.Module) -> nn.Module:
+def twin(kind: type[nn.Module], module: nn.Module) -> nn.Module:
     """Make a module of another class that *is* the old one: it shares parameters, hooks and training flag."""
-    twin = kind.__new__(kind)
-    twin.__dict__ = module.__dict__
-    return twin
+    made = kind.__new__(kind)
+    made.__dict__ = module.__dict__
+    return made
+
+
+LINEAR_TWINS: dict[type[nn.Module], Twin] = {Conv1D: _conv1d, nn.Linear: _linear}
 
 
 def use_cpu_linear(model: nn.Module) -> SwapReport:
     """Swap the linear layers that are on a CPU for these twins; elsewhere nothing changes."""
-    return swap(model, {Conv1D: _conv1d, nn.Linear: _linear})
+    return swap(model, LINEAR_TWINS)
