@@ -212,7 +212,7 @@ def test_forward(name: str) -> None:
 
 @pytest.mark.parametrize("name", OUTPUTS)
 def test_output_fields(name: str) -> None:
-    home = quintet.models.gpt2 if name.startswith("GPT2") else quintet.modeling_outputs
+    home = importlib.import_module("quintet.models.gpt2") if name.startswith("GPT2") else quintet.modeling_outputs
     fields = dataclasses.fields(getattr(home, name))
     assert [field.name for field in fields] == OUTPUTS[name].split()
     assert all(field.default is None for field in fields)

@@ -68,6 +68,31 @@ if TYPE_CHECKING:
         GPT2Model,
         GPT2PreTrainedModel,
     )
+    from quintet.models.gpt_oss import (
+        GptOssConfig,
+        GptOssForCausalLM,
+        GptOssForSequenceClassification,
+        GptOssForTokenClassification,
+        GptOssModel,
+        GptOssPreTrainedModel,
+    )
+    from quintet.models.openai_gpt import (
+        OpenAIGPTConfig,
+        OpenAIGPTDoubleHeadsModel,
+        OpenAIGPTForSequenceClassification,
+        OpenAIGPTLMHeadModel,
+        OpenAIGPTModel,
+        OpenAIGPTPreTrainedModel,
+    )
+    from quintet.models.seed_oss import (
+        SeedOssConfig,
+        SeedOssForCausalLM,
+        SeedOssForQuestionAnswering,
+        SeedOssForSequenceClassification,
+        SeedOssForTokenClassification,
+        SeedOssModel,
+        SeedOssPreTrainedModel,
+    )
     from quintet.outputs import ModelOutput
     from quintet.tokenizers import (
         AddedToken,
@@ -75,6 +100,9 @@ if TYPE_CHECKING:
         BatchEncoding,
         GPT2Tokenizer,
         GPT2TokenizerFast,
+        GPTNeoXTokenizerFast,
+        OpenAIGPTTokenizer,
+        OpenAIGPTTokenizerFast,
         PreTrainedTokenizer,
         PreTrainedTokenizerBase,
         PreTrainedTokenizerFast,
@@ -113,9 +141,16 @@ __all__ = [
     "GPT2PreTrainedModel",
     "GPT2Tokenizer",
     "GPT2TokenizerFast",
+    "GPTNeoXTokenizerFast",
     "GenerationConfig",
     "GenerationError",
     "GenerationMixin",
+    "GptOssConfig",
+    "GptOssForCausalLM",
+    "GptOssForSequenceClassification",
+    "GptOssForTokenClassification",
+    "GptOssModel",
+    "GptOssPreTrainedModel",
     "HubError",
     "InputError",
     "LogitsProcessor",
@@ -126,6 +161,14 @@ __all__ = [
     "MinNewTokensLengthLogitsProcessor",
     "MinPLogitsWarper",
     "ModelOutput",
+    "OpenAIGPTConfig",
+    "OpenAIGPTDoubleHeadsModel",
+    "OpenAIGPTForSequenceClassification",
+    "OpenAIGPTLMHeadModel",
+    "OpenAIGPTModel",
+    "OpenAIGPTPreTrainedModel",
+    "OpenAIGPTTokenizer",
+    "OpenAIGPTTokenizerFast",
     "PreTrainedConfig",
     "PreTrainedModel",
     "PreTrainedTokenizer",
@@ -134,6 +177,13 @@ __all__ = [
     "PretrainedConfig",
     "QuintetError",
     "RepetitionPenaltyLogitsProcessor",
+    "SeedOssConfig",
+    "SeedOssForCausalLM",
+    "SeedOssForQuestionAnswering",
+    "SeedOssForSequenceClassification",
+    "SeedOssForTokenClassification",
+    "SeedOssModel",
+    "SeedOssPreTrainedModel",
     "StopStringCriteria",
     "StoppingCriteria",
     "StoppingCriteriaList",
@@ -174,10 +224,22 @@ _HOMES = {
         "GPT2Config GPT2DoubleHeadsModel GPT2ForQuestionAnswering GPT2ForSequenceClassification "
         "GPT2ForTokenClassification GPT2LMHeadModel GPT2Model GPT2PreTrainedModel"
     ),
+    "models.openai_gpt": (
+        "OpenAIGPTConfig OpenAIGPTDoubleHeadsModel OpenAIGPTForSequenceClassification OpenAIGPTLMHeadModel "
+        "OpenAIGPTModel OpenAIGPTPreTrainedModel"
+    ),
+    "models.seed_oss": (
+        "SeedOssConfig SeedOssForCausalLM SeedOssForQuestionAnswering "
+        "SeedOssForSequenceClassification SeedOssForTokenClassification SeedOssModel SeedOssPreTrainedModel"
+    ),
+    "models.gpt_oss": (
+        "GptOssConfig GptOssForCausalLM GptOssForSequenceClassification "
+        "GptOssForTokenClassification GptOssModel GptOssPreTrainedModel"
+    ),
     "outputs": "ModelOutput",
     "tokenizers": (
-        "AddedToken AutoTokenizer BatchEncoding GPT2Tokenizer GPT2TokenizerFast PreTrainedTokenizer "
-        "PreTrainedTokenizerBase PreTrainedTokenizerFast"
+        "AddedToken AutoTokenizer BatchEncoding GPT2Tokenizer GPT2TokenizerFast GPTNeoXTokenizerFast "
+        "OpenAIGPTTokenizer OpenAIGPTTokenizerFast PreTrainedTokenizer PreTrainedTokenizerBase PreTrainedTokenizerFast"
     ),
     "training.arguments": "TrainingArguments",
     "training.run": "train",

@@ -18,7 +18,7 @@ from quintet.errors import ConfigError, suggest
 from quintet.hub import read_json, resolve_folder, write_text_atomic
 from quintet.rules import Choice, Flag, Heads, Integer, Names, Rule, Text, TokenIds, int_keys
 
-__all__ = ["PreTrainedConfig", "PretrainedConfig"]
+__all__ = ["PreTrainedConfig", "PretrainedConfig", "check_shapes"]
 
 CONFIG_NAME = "config.json"
 # Keys that would name code: never kept, never written back.
@@ -345,3 +345,22 @@ class PreTrainedConfig:
 
 
 PretrainedConfig = PreTrainedConfig
+
+
+def check_shapes(config: Any) -> None:
+    """Check what the sizes of a decoder with grouped key/value heads must be to each other.
+
+    Raises:
+        ConfigError: query heads are no multiple of the key/value heads, or the padding token is not in the vocabulary.
+    """
+    owner, heads, groups = type(config).__name__, config.num_attention_heads, config.num_key_value_heads
+    if heads % groups:
+        raise ConfigError(
+            f"{owner}: num_attention_heads is {heads} and num_key_value_heads is {groups}, but the first must be a "
+            "multiple of the second. Change one of them."
+        )
+    pad = config.pad_token_id
+    if pad is not None and (isinstance(pad, list) or not -1 <= pad < config.vocab_size):
+        raise ConfigError(
+            f"{owner}: pad_token_id is {pad}, but must be one id below vocab_size ({config.vocab_size}), or None."
+        )

@@ -24,6 +24,9 @@ _ROOT = __name__.rpartition(".")[0]
 # Folder of a family in the reference: (its file in models/, the homes of its tokenizers).
 _FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "gpt2": ("models.gpt2", ("tokenizers.gpt2",)),
+    "gpt_oss": ("models.gpt_oss", ("tokenizers.fast",)),
+    "seed_oss": ("models.seed_oss", ("tokenizers.fast",)),
+    "openai": ("models.openai_gpt", ("tokenizers.openai_gpt",)),
 }
 
 # Path in the reference: the modules that hold its names, in the order in which they are searched.
@@ -48,6 +51,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "utils.generic": ("outputs", "tokenizers.options"),
 }
 for _folder, (_model, _tokenizers) in _FAMILIES.items():
+    if _model != f"models.{_folder}":  # else the file itself stands at the folder's path
+        ALIASES[f"models.{_folder}"] = (_model, *_tokenizers)
     ALIASES[f"models.{_folder}.configuration_{_folder}"] = (_model,)
     ALIASES[f"models.{_folder}.modeling_{_folder}"] = (_model,)
     ALIASES[f"models.{_folder}.tokenization_{_folder}"] = _tokenizers

@@ -10,8 +10,10 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import cast
 
 import torch
+from torch import nn
 
 from quintet.cache import Cache
 from quintet.config import PreTrainedConfig
@@ -20,6 +22,7 @@ from quintet.errors import InputError, suggest
 __all__ = [
     "check_forward_kwargs",
     "check_ids",
+    "embed_tokens",
     "expand_head_mask",
     "flat",
     "input_shape",
@@ -71,6 +74,27 @@ def input_shape(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | No
     if 0 in shape:
         raise InputError(f"the input is empty: its shape is {tuple(shape)}. Give at least one row and one token.")
     return shape
+
+
+def embed_tokens(
+    embedding: nn.Module, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, cache: Cache | None
+) -> torch.Tensor:
+    """Return (B, T, D): the embeddings given, or those of the ids.
+
+    Raises:
+        InputError: both or none are given, a shape or type is wrong, or an id is outside the vocabulary.
+    """
+    table = cast(nn.Embedding, embedding)
+    shape = input_shape(input_ids, inputs_embeds, table.embedding_dim)
+    if len(shape) != 2:
+        raise InputError(f"the input has shape {tuple(shape)}, but must be (batch, tokens).")
+    if inputs_embeds is not None:
+        return inputs_embeds
+    assert input_ids is not None, "input_shape checked that one of them is given"
+    past = 0 if cache is None else cache.past()
+    check_ids(input_ids, table.num_embeddings, "input_ids", "the vocabulary (vocab_size)", past)
+    x: torch.Tensor = embedding(input_ids)
+    return x
 
 
 def check_ids(ids: torch.Tensor, size: int, what: str, limit: str, past: int | torch.Tensor = 0) -> None:
