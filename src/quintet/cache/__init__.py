@@ -3,6 +3,8 @@
 from quintet.cache.base import Cache
 from quintet.cache.dynamic import DynamicCache, DynamicLayer, DynamicSlidingLayer, DynamicSlidingWindowLayer
 from quintet.cache.encoder_decoder import EncoderDecoderCache, as_cache
+from quintet.cache.static import StaticCache
+from quintet.cache.static_layers import StaticLayer, StaticSlidingWindowLayer
 
 __all__ = [
     "Cache",
@@ -11,5 +13,8 @@ __all__ = [
     "DynamicSlidingLayer",
     "DynamicSlidingWindowLayer",
     "EncoderDecoderCache",
+    "StaticCache",
+    "StaticLayer",
+    "StaticSlidingWindowLayer",
     "as_cache",
 ]
