@@ -68,6 +68,15 @@ if TYPE_CHECKING:
         GPT2Model,
         GPT2PreTrainedModel,
     )
+    from quintet.models.gpt_neox import (
+        GPTNeoXConfig,
+        GPTNeoXForCausalLM,
+        GPTNeoXForQuestionAnswering,
+        GPTNeoXForSequenceClassification,
+        GPTNeoXForTokenClassification,
+        GPTNeoXModel,
+        GPTNeoXPreTrainedModel,
+    )
     from quintet.models.gpt_oss import (
         GptOssConfig,
         GptOssForCausalLM,
@@ -141,6 +150,13 @@ __all__ = [
     "GPT2PreTrainedModel",
     "GPT2Tokenizer",
     "GPT2TokenizerFast",
+    "GPTNeoXConfig",
+    "GPTNeoXForCausalLM",
+    "GPTNeoXForQuestionAnswering",
+    "GPTNeoXForSequenceClassification",
+    "GPTNeoXForTokenClassification",
+    "GPTNeoXModel",
+    "GPTNeoXPreTrainedModel",
     "GPTNeoXTokenizerFast",
     "GenerationConfig",
     "GenerationError",
@@ -223,6 +239,10 @@ _HOMES = {
     "models.gpt2": (
         "GPT2Config GPT2DoubleHeadsModel GPT2ForQuestionAnswering GPT2ForSequenceClassification "
         "GPT2ForTokenClassification GPT2LMHeadModel GPT2Model GPT2PreTrainedModel"
+    ),
+    "models.gpt_neox": (
+        "GPTNeoXConfig GPTNeoXForCausalLM GPTNeoXForQuestionAnswering GPTNeoXForSequenceClassification "
+        "GPTNeoXForTokenClassification GPTNeoXModel GPTNeoXPreTrainedModel"
     ),
     "models.openai_gpt": (
         "OpenAIGPTConfig OpenAIGPTDoubleHeadsModel OpenAIGPTForSequenceClassification OpenAIGPTLMHeadModel "

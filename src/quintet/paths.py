@@ -26,6 +26,7 @@ _FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "gpt2": ("models.gpt2", ("tokenizers.gpt2",)),
     "gpt_oss": ("models.gpt_oss", ("tokenizers.fast",)),
     "seed_oss": ("models.seed_oss", ("tokenizers.fast",)),
+    "gpt_neox": ("models.gpt_neox", ("tokenizers.gpt_neox",)),
     "openai": ("models.openai_gpt", ("tokenizers.openai_gpt",)),
 }
 

@@ -18,6 +18,7 @@ Activation = Callable[[torch.Tensor], torch.Tensor]
 # 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) of Hendrycks and Gimpel (arXiv 1606.08415).
 ACTIVATIONS: dict[str, Activation] = {
     "relu": F.relu,
+    "selu": F.selu,
     "silu": F.silu,
     "swish": F.silu,
     "tanh": torch.tanh,

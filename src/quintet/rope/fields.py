@@ -38,6 +38,8 @@ class RopeFields:
         Raises:
             ConfigError: see `merge`.
         """
+        if scaling and parameters and parameters == self.default_rope_scaling:
+            parameters = None  # a family whose constructor has the new form as its default
         if parameters:
             scaling = None if scaling == self.default_rope_scaling else scaling
         self._rope_parameters = self._merge_rope(
@@ -71,7 +73,7 @@ class RopeFields:
     @rope_parameters.setter
     def rope_parameters(self, value: Any) -> None:
         self._rope_parameters = self._merge_rope(
-            parameters=value, default_theta=self.rope_theta, default_partial=self._rope_partial
+            parameters=value, default_theta=self.rope_theta, default_partial=self.partial_rotary_factor
         )
 
     @property
@@ -82,7 +84,7 @@ class RopeFields:
     @rope_theta.setter
     def rope_theta(self, value: Any) -> None:
         self._rope_parameters = self._merge_rope(
-            theta=value, scaling=self._scaling_of(self._rope_parameters), partial=self._rope_partial
+            theta=value, scaling=self._scaling_of(self._rope_parameters), partial=self.partial_rotary_factor
         )
 
     @property
@@ -93,12 +95,19 @@ class RopeFields:
     @rope_scaling.setter
     def rope_scaling(self, value: Any) -> None:
         self._rope_parameters = self._merge_rope(
-            scaling=value, default_theta=self.rope_theta, default_partial=self._rope_partial
+            scaling=value, default_theta=self.rope_theta, default_partial=self.partial_rotary_factor
         )
 
     @property
-    def _rope_partial(self) -> float:
+    def partial_rotary_factor(self) -> float:
+        """Share of each head that is rotated."""
         return self._rope_parameters.get("partial_rotary_factor", 1.0)
+
+    @partial_rotary_factor.setter
+    def partial_rotary_factor(self, value: Any) -> None:
+        self._rope_parameters = self._merge_rope(
+            scaling=self.rope_scaling, default_theta=self.rope_theta, default_partial=value
+        )
 
     @staticmethod
     def _scaling_of(parameters: dict[str, Any]) -> dict[str, Any] | None:
@@ -128,7 +137,7 @@ class RopeFields:
         out[self.rope_theta_name] = self.rope_theta
         out["rope_scaling"] = scaling
         if self.rope_partial_name is not None:
-            out[self.rope_partial_name] = self._rope_partial
+            out[self.rope_partial_name] = self.partial_rotary_factor
         return out
 
     @classmethod
