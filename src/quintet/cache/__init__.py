@@ -3,6 +3,7 @@
 from quintet.cache.base import Cache
 from quintet.cache.dynamic import DynamicCache, DynamicLayer, DynamicSlidingLayer, DynamicSlidingWindowLayer
 from quintet.cache.encoder_decoder import EncoderDecoderCache, as_cache
+from quintet.cache.quantized import QuantizationError, QuantizedCache, QuantizedLayer, quantization_error
 from quintet.cache.static import StaticCache
 from quintet.cache.static_layers import StaticLayer, StaticSlidingWindowLayer
 
@@ -13,8 +14,12 @@ __all__ = [
     "DynamicSlidingLayer",
     "DynamicSlidingWindowLayer",
     "EncoderDecoderCache",
+    "QuantizationError",
+    "QuantizedCache",
+    "QuantizedLayer",
     "StaticCache",
     "StaticLayer",
     "StaticSlidingWindowLayer",
     "as_cache",
+    "quantization_error",
 ]
