@@ -22,7 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "quintet convert finetune-transformer-lm/model gpt1 --from gpt1-original --force",
     )
     width = max(map(len, names))
-    parser.epilog = "layouts:\n" + "\n".join(f"  {n:<{width}}  {words}" for n, words in rows) + f"\n\n{parser.epilog}"
+    table = "\n".join(f"  {name:<{width}}  {words}" for name, words in rows)
+    parser.description = f"{parser.description or ''}\n\nlayouts:\n{table}"
     parser.add_argument("source", metavar="SOURCE", help="folder of the checkpoint; it is not changed")
     parser.add_argument("output", metavar="OUTPUT", help="folder to make")
     parser.add_argument(

@@ -14,7 +14,7 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from quintet.convert.base import Layout, Progress
 from quintet.errors import CheckpointError
@@ -160,14 +160,16 @@ def _shards(place: Path, wanted: int) -> list[np.ndarray]:
         path = place / f"params_{number}.npy"
         os.close(open_regular(path))  # not a pipe or a device; a missing file is named with what is there
         try:
-            array: Any = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError, EOFError, SyntaxError) as error:
+            array = np.lib.format.open_memmap(path, mode="r")  # it refuses objects, which would be pickled
+        except (ValueError, OSError, OverflowError, SyntaxError) as error:
             raise CheckpointError(
                 f"'{path}' is not a sound .npy file: {str(error)[:200]} Get it again from the release."
             ) from error
-        if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.ndim != 1:
-            kind = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-            raise CheckpointError(f"'{path}' holds {kind}, but must be a row of float32 numbers.")
+        if array.dtype != np.float32 or array.ndim != 1:
+            raise CheckpointError(
+                f"'{path}' holds {array.dtype} numbers of shape {array.shape}, but must be a row of float32 numbers. "
+                "Get it again from the release."
+            )
         shards.append(array)
     found = sum(len(shard) for shard in shards)
     if found != wanted:
