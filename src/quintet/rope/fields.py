@@ -134,6 +134,8 @@ class RopeFields:
         scaling = self.rope_scaling
         if scaling is not None and scaling["rope_type"] in OLD_TYPES:
             scaling = {"type": scaling.pop("rope_type"), **scaling}
+        if scaling is None and self.default_rope_scaling is not None:
+            scaling = {"rope_type": "default"}  # said, so that no reader puts the family's default in its place
         out[self.rope_theta_name] = self.rope_theta
         out["rope_scaling"] = scaling
         if self.rope_partial_name is not None:

@@ -38,13 +38,15 @@ ALIASES = {"ntk-aware": "ntk", "ntk_aware": "ntk"}
 # What a key that is left out means; used to compare two dicts that say the same.
 MEANINGS: dict[str, dict[str, Any]] = {"yarn": {"beta_fast": 32, "beta_slow": 1, "truncate": True}}
 COMMON_KEYS = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
+# Above all numbers of this kind, and with room below the end of float32.
+LARGEST = 1e30
 ADVICE = "Correct it in config.json or the call."
 
 
 def _number(value: Any, minimum: float, *, above: bool = False) -> bool:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
-    return (minimum < value if above else minimum <= value) and value < float("inf")
+    return (minimum < value if above else minimum <= value) and value <= LARGEST
 
 
 def _positive(value: Any) -> bool:
@@ -53,7 +55,7 @@ def _positive(value: Any) -> bool:
 
 # Key: (test of a value, what is allowed).
 VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "rope_theta": (lambda v: _number(v, 1.0, above=True), "a number above 1"),
+    "rope_theta": (lambda v: _number(v, 1.0, above=True), "a number above 1, at most 1e30"),
     "partial_rotary_factor": (lambda v: _positive(v) and v <= 1, "a number above 0 and at most 1"),
     "factor": (lambda v: _number(v, 1.0), "a number from 1"),
     "original_max_position_embeddings": (
