@@ -113,11 +113,12 @@ def check_fits(name: str, new: torch.Tensor, stored: torch.Tensor) -> None:
 def layer_windows(config: Any) -> list[int | None] | None:
     """Return the window of each layer of a configuration, None for a layer that sees everything.
 
-    Reads `layer_types` and `sliding_window`; without `layer_types` a `sliding_window` holds for every layer. A
-    configuration that does not say how many layers there are gives None.
+    Reads `layer_types` and `sliding_window`; without `layer_types` a `sliding_window` holds for every layer, and
+    without a `sliding_window` every layer sees everything. A configuration that does not say how many layers there are
+    gives None.
 
     Raises:
-        ConfigError: an unknown kind of layer, another number of them than there are layers, no usable window.
+        ConfigError: an unknown kind of layer, another number of them than there are layers, a window below 1.
     """
     kinds, window = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
     count = getattr(config, "num_hidden_layers", None)
@@ -132,8 +133,6 @@ def layer_windows(config: Any) -> list[int | None] | None:
             raise ConfigError(
                 f"layer_types holds {kind!r}; a cache knows {' and '.join(KINDS)}.{suggest(str(kind), KINDS)}"
             )
-    if window is None and KINDS[1] in kinds:
-        raise ConfigError("layer_types holds 'sliding_attention', but sliding_window is None. Give the window.")
     return [window if kind == KINDS[1] else None for kind in kinds]
 
 

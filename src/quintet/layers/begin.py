@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from quintet.cache import Cache, DynamicCache, EncoderDecoderCache, as_cache
+from quintet.cache.layered import layer_windows
 from quintet.config import PreTrainedConfig
 from quintet.errors import InputError
 from quintet.layers.attention import check_backend
@@ -71,10 +72,8 @@ def open_cache(
 
 
 def windows_of(config: PreTrainedConfig) -> list[int | None]:
-    """For each layer how many tokens a query sees, None for all: `layer_types` with `sliding_window`."""
-    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
-    window = getattr(config, "sliding_window", None)
-    return [window if kind == "sliding_attention" else None for kind in kinds]
+    """For each layer how many tokens a query sees, None for all; caches made with `config` read the same fields."""
+    return layer_windows(config) or [None] * config.num_hidden_layers
 
 
 def begin_rotary(

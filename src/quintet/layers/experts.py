@@ -126,7 +126,7 @@ class RoutedExperts(nn.Module):
         Returns:
             (N, D).
         """
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or x.is_meta:  # no values to look at
             return self._with_fixed_shapes(x, indices, weights)
         stacks = [_slices(stack) for stack in self.stacks()]
         out = torch.zeros_like(x)
