@@ -5,6 +5,7 @@ Letters: B rows, T new tokens, S all tokens.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,7 +84,7 @@ def begin_rotary(
     opened: OpenCache,
     want: Wanted,
     *,
-    attention_mask: torch.Tensor | None,
+    attention_mask: torch.Tensor | Mapping[str, torch.Tensor | None] | None,
     position_ids: torch.Tensor | None,
     cache_position: torch.Tensor | None,
     head_mask: torch.Tensor | None = None,
@@ -95,7 +96,7 @@ def begin_rotary(
         rotary: A `layers.rope.RotaryEmbedding`.
         opened: From `open_cache`.
         want: From `layers.inputs.wanted`.
-        attention_mask: (B, S) with 0 for padding, or 4-D, see `layers.masks.make_masks`.
+        attention_mask: (B, S) with 0 for padding, 4-D, or one for each kind of layer, see `layers.masks.make_masks`.
         position_ids: (1, T) or (B, T); None counts from the first real token of each row.
         cache_position: (T,) slots of the new tokens; only the next free ones are possible.
         head_mask: (n_layer, H) factors, see `layers.inputs.expand_head_mask`.
@@ -106,7 +107,14 @@ def begin_rotary(
     """
     rows, tokens = x.shape[0], x.shape[1]
     past = past_length(opened.cache, config.num_hidden_layers)
-    masks = make_masks(flat(attention_mask), rows=rows, queries=tokens, cache=opened.cache, windows=windows_of(config))
+    masks = make_masks(
+        attention_mask if isinstance(attention_mask, Mapping) else flat(attention_mask),
+        rows=rows,
+        queries=tokens,
+        cache=opened.cache,
+        windows=windows_of(config),
+        kinds=getattr(config, "layer_types", None) or (),
+    )
     positions = rotary_positions(
         position_ids=position_ids,
         padding=masks[0].padding,

@@ -8,7 +8,7 @@ all of them, the last ones of a window, or a fixed number of which the last are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -115,44 +115,73 @@ class MaskSpec:
 
 
 def make_masks(
-    attention_mask: torch.Tensor | None,
+    attention_mask: torch.Tensor | Mapping[str, torch.Tensor | None] | None,
     *,
     rows: int,
     queries: int,
     cache: Cache | None,
     windows: Sequence[int | None],
+    kinds: Sequence[str] = (),
 ) -> tuple[MaskSpec, ...]:
     """Describe the visibility for a forward pass, one rule per layer; layers of one kind share theirs.
 
     Args:
         attention_mask: None; (B, S) with 1 for real tokens and 0 for padding; or a 4-D mask broadcastable to
             (B, H, T, S), bool (True = visible) or float (added to the scores), which replaces causality and windows.
+            Or a mapping from each of the `kinds` to one of these; a 4-D one may then be over the keys that the layers
+            of that kind keep, (B, H, T, K).
         rows, queries: B and T.
         cache: What holds the tokens before; None when there are none.
         windows: For each layer the number of tokens that one sees, None for all.
+        kinds: For each layer its kind, as in `config.layer_types`; needed for a mapping only.
 
     Raises:
         InputError: the mask has another shape; the message says which one is wanted.
     """
-    padding, given = _read(attention_mask, rows, queries, cache)
-    made: dict[int | None, MaskSpec] = {}
-    for layer, window in enumerate(windows):
-        if window in made:
+    if isinstance(attention_mask, Mapping):
+        _check_kinds(attention_mask, kinds)
+    else:
+        kinds = ["all"] * len(windows)
+        attention_mask = {"all": attention_mask}
+    made: dict[tuple[int | None, str], MaskSpec] = {}
+    read: dict[str, tuple[torch.Tensor | None, torch.Tensor | None]] = {}
+    for layer, rule in enumerate(zip(windows, kinds, strict=True)):
+        if rule in made:
             continue
+        window, kind = rule
         past: int | torch.Tensor = 0
         keys, offset = queries, 0  # type: int, int | torch.Tensor
         if cache is not None:
             past = cache.past(layer)
             keys, offset = cache.get_mask_sizes(queries, layer)
+        if kind not in read:
+            read[kind] = _read(attention_mask[kind], rows, queries, cache, None if kind == "all" else keys)
+        padding, given = read[kind]
         whole = None if given is None else _columns(given, keys, offset)
-        made[window] = MaskSpec(queries, keys, past, offset, window=window, padding=padding, given=whole)
-    return tuple(made[window] for window in windows)
+        made[rule] = MaskSpec(queries, keys, past, offset, window=window, padding=padding, given=whole)
+    return tuple(made[rule] for rule in zip(windows, kinds, strict=True))
+
+
+def _check_kinds(masks: Mapping[str, torch.Tensor | None], kinds: Sequence[str]) -> None:
+    if not kinds:
+        raise InputError(
+            f"attention_mask is a mapping with the keys {sorted(masks)}, but the layers of this model are all of one "
+            "kind. Give one mask."
+        )
+    if missing := sorted({*kinds} - {*masks}):
+        raise InputError(
+            f"attention_mask is a mapping with the keys {sorted(masks)}, but must have one for each kind of layer, and "
+            f"{missing[0]!r} is missing."
+        )
 
 
 def _read(
-    attention_mask: torch.Tensor | None, rows: int, queries: int, cache: Cache | None
+    attention_mask: torch.Tensor | None, rows: int, queries: int, cache: Cache | None, keys: int | None
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Return the caller's mask as padding by slot, or as a 4-D mask; one of them is None."""
+    """Return the caller's mask as padding by slot, or as a 4-D mask; one of them is None.
+
+    A 4-D mask may be over `keys` columns too, unless that is None.
+    """
     if attention_mask is None:
         return None, None
     past = 0 if cache is None else cache.past()
@@ -164,7 +193,7 @@ def _read(
     allowed = [size for size in (total, room) if size is not None]
     size = attention_mask.shape[-1] if attention_mask.dim() else 0
     if attention_mask.dim() == 4:
-        wanted = (rows, None, queries, size if size in (1, *allowed) else allowed[0])
+        wanted = (rows, None, queries, size if size in (1, keys, *allowed) else allowed[0])
         for got, want in zip(attention_mask.shape, wanted, strict=True):
             if want is not None and got not in (1, want):
                 raise InputError(

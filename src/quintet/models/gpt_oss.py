@@ -165,7 +165,7 @@ class GptOssConfig(RopeFields, PreTrainedConfig):
         self.max_position_embeddings = max_position_embeddings
         self.rms_norm_eps = rms_norm_eps
         self.attention_dropout = attention_dropout
-        self.num_experts_per_tok = kwargs.pop("experts_per_token", num_experts_per_tok)  # published files have both
+        self.num_experts_per_tok = num_experts_per_tok
         self.router_aux_loss_coef = router_aux_loss_coef
         self.output_router_logits = output_router_logits
         self.use_cache = use_cache
@@ -177,6 +177,18 @@ class GptOssConfig(RopeFields, PreTrainedConfig):
             rope_scaling = self.default_rope_scaling
         self.set_rope(theta=rope_theta, scaling=rope_scaling, parameters=rope_parameters)
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """See PreTrainedConfig.from_dict; published files say `num_experts_per_tok` a second time by another name."""
+        given = dict(config_dict)
+        again = given.pop("experts_per_token", None)
+        if again is not None and given.setdefault("num_experts_per_tok", again) != again:
+            raise ConfigError(
+                f"GptOssConfig: num_experts_per_tok is {given['num_experts_per_tok']!r} and experts_per_token, another "
+                f"name of it, is {again!r}. Remove one of them."
+            )
+        return super().from_dict(given, **kwargs)
 
     def validate(self) -> None:
         """See PreTrainedConfig.validate; what sizes and layer types must be to each other."""
@@ -344,7 +356,8 @@ class GptOssModel(GptOssPreTrainedModel):
 
         Args:
             input_ids: (B, T) token ids; only those that are not in `past_key_values` yet.
-            attention_mask: (B, S) with 0 for padding, or 4-D, see `layers.masks.make_masks`.
+            attention_mask: (B, S) with 0 for padding, 4-D, or a mapping from each layer type to one of these, see
+                `layers.masks.make_masks`.
             position_ids: (B, T); None counts from the first real token of each row.
             past_key_values: A Cache, or the tuple form; what is returned has the same form.
             inputs_embeds: (B, T, E) instead of `input_ids`.
@@ -464,9 +477,9 @@ class GptOssForCausalLM(GptOssPreTrainedModel, GenerationMixin):
         )
 
 
-def _padding_of_new(attention_mask: Tensor | None, states: Tensor) -> Tensor | None:
+def _padding_of_new(attention_mask: Any, states: Tensor) -> Tensor | None:
     """Return which of the new tokens are real, (B, T), from a mask over all tokens; None when all count."""
-    if attention_mask is None or attention_mask.dim() != 2:
+    if not isinstance(attention_mask, Tensor) or attention_mask.dim() != 2:
         return None
     return attention_mask[:, -states.shape[1] :]
 
