@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from quintet.cache import Cache, DynamicCache, DynamicLayer
-from quintet.cache.dynamic import MIN_GROWTH
+from quintet.cache.dynamic_layers import MIN_GROWTH
 from quintet.errors import InputError
 
 

@@ -1,7 +1,8 @@
 """Stores of keys and values between forward passes: one contract (`base.py`), one file per store."""
 
 from quintet.cache.base import Cache
-from quintet.cache.dynamic import DynamicCache, DynamicLayer, DynamicSlidingLayer, DynamicSlidingWindowLayer
+from quintet.cache.dynamic import DynamicCache, OffloadedCache
+from quintet.cache.dynamic_layers import DynamicLayer, DynamicSlidingLayer, DynamicSlidingWindowLayer
 from quintet.cache.encoder_decoder import EncoderDecoderCache, as_cache
 from quintet.cache.quantized import QuantizationError, QuantizedCache, QuantizedLayer, quantization_error
 from quintet.cache.static import StaticCache
@@ -14,6 +15,7 @@ __all__ = [
     "DynamicSlidingLayer",
     "DynamicSlidingWindowLayer",
     "EncoderDecoderCache",
+    "OffloadedCache",
     "QuantizationError",
     "QuantizedCache",
     "QuantizedLayer",

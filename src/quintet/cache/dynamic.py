@@ -1,6 +1,6 @@
-"""A cache that grows: one slab per layer with room to spare; a token is written in place, never concatenated.
+"""The default cache, which grows as it needs; and the one whose keys stay in the CPU's memory.
 
-Letters: B rows, H key/value heads, S tokens stored, T new tokens, D head size.
+Letters: B rows, H key/value heads, S tokens stored, D head size.
 """
 
 from __future__ import annotations
@@ -10,259 +10,12 @@ from typing import Any
 
 import torch
 
-from quintet.cache.layered import CacheLayer, LayeredCache, check_fits, layer_windows
+from quintet.cache.dynamic_layers import DynamicLayer, DynamicSlidingLayer
+from quintet.cache.layered import CacheLayer, LayeredCache, layer_windows
+from quintet.cache.offloaded import Transport, offloaded, prefetch_next
 from quintet.errors import InputError
 
-__all__ = ["DynamicCache", "DynamicLayer", "DynamicSlidingLayer", "DynamicSlidingWindowLayer"]
-
-# A slab grows by half of what it holds, and by at least this many tokens: copies stay linear in the tokens written.
-MIN_GROWTH = 128
-
-
-class DynamicLayer(CacheLayer):
-    """Keys and values of one layer in two slabs of shape (B, H, capacity, D), of which `length` tokens are used."""
-
-    length = 0
-
-    def __init__(self) -> None:
-        self.length = 0
-        self._keys: torch.Tensor | None = None
-        self._values: torch.Tensor | None = None
-        self._own = False  # whether the slabs were made here, so that nobody else's tensor is written to
-
-    @property
-    def keys(self) -> torch.Tensor | None:
-        """The keys in use, (B, H, S, D), a view; None before the first update."""
-        return None if self._keys is None else self._keys[:, :, : self.length]
-
-    @property
-    def values(self) -> torch.Tensor | None:
-        """The values in use, (B, H, S, D), a view; None before the first update."""
-        return None if self._values is None else self._values[:, :, : self.length]
-
-    def update(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append (B, H, T, D) tensors and return everything, (B, H, S + T, D).
-
-        Raises:
-            InputError: rows, heads, head size, data type or device differ from what is stored.
-        """
-        if self._keys is None or self._values is None:
-            # The first tensors are kept as they came: training pays no copy, and gradients flow through them.
-            self._keys, self._values, self.length = keys, values, keys.shape[2]
-            return keys, values
-        check_fits("keys", keys, self._keys)
-        check_fits("values", values, self._values)
-        if _differentiated(keys, values, self._keys, self._values):
-            # A write in place would break the graph; concatenation is the price of gradients through a cache.
-            self._keys = torch.cat([self._keys[:, :, : self.length], keys], dim=2)  # (B, H, S + T, D)
-            self._values = torch.cat([self._values[:, :, : self.length], values], dim=2)
-            self.length, self._own = self._keys.shape[2], False
-            return self._keys, self._values
-        start, end = self.length, self.length + keys.shape[2]
-        if end > self._keys.shape[2] or not self._own or _locked(self._keys):
-            capacity = end + max(MIN_GROWTH, end // 2)
-            self._keys = _moved(self._keys, 0, start, capacity)
-            self._values = _moved(self._values, 0, start, capacity)
-            self._own = True
-        self._keys[:, :, start:end] = keys
-        self._values[:, :, start:end] = values
-        self.length = end
-        return self._keys[:, :, :end], self._values[:, :, :end]
-
-    def map_rows(self, rows: torch.Tensor | int) -> None:
-        """Select rows by an index tensor, or repeat each row an int number of times."""
-        if self._keys is None or self._values is None:
-            return
-        # The whole slabs, room included: a beam search selects at every token, and would grow them at every token.
-        self._keys, self._values, self._own = mapped(self._keys, rows), mapped(self._values, rows), True
-
-    def crop(self, max_length: int) -> None:
-        """Keep the first `max_length` tokens, or drop `-max_length` from the end.
-
-        The next update writes over what was dropped, also where a view of it is still held.
-        """
-        self.length = self.wanted(max_length)
-
-    def reset(self) -> None:
-        """Forget every token and give the memory back."""
-        self.length, self._keys, self._values, self._own = 0, None, None, False
-
-
-class DynamicSlidingLayer(DynamicLayer):
-    """Keys and values of a layer with a window, in two slabs of at most twice the window.
-
-    Tokens stand in order. A full slab moves its newest `window - 1` tokens to its front, so that a token costs one
-    write and, spread over the tokens, about one move. What was returned earlier may be written over by a move.
-
-    Args:
-        sliding_window: Keys that a query may see, its own included; at least 1.
-    """
-
-    def __init__(self, sliding_window: int) -> None:
-        super().__init__()
-        if isinstance(sliding_window, bool) or not isinstance(sliding_window, int) or sliding_window < 1:
-            raise InputError(f"sliding_window is {sliding_window!r}, but must be a whole number from 1.")
-        self.window: int = sliding_window
-        self._end = 0  # the slabs hold the tokens `length - _end` to `length` at their front
-        # The layer as it was before an update too long for the slabs, to undo it.
-        self._before: tuple[torch.Tensor, torch.Tensor, int, int, bool] | None = None
-
-    @property
-    def keys(self) -> torch.Tensor | None:
-        """The newest `window - 1` keys, or as many as there are, a view; None before the first update."""
-        return None if self._keys is None else self._keys[:, :, self._first : self._end]
-
-    @property
-    def values(self) -> torch.Tensor | None:
-        """The values that go with `keys`."""
-        return None if self._values is None else self._values[:, :, self._first : self._end]
-
-    @property
-    def _first(self) -> int:
-        """Where in the slab the keys begin that the next token may see."""
-        return self._end - min(self.length, self.window - 1)
-
-    def whole(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """See CacheLayer.whole."""
-        if self._keys is None or self._values is None or self._end != self.length:
-            return None
-        return self._keys[:, :, : self._end], self._values[:, :, : self._end]
-
-    def update(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append (B, H, T, D) tensors; return what they may see, (B, H, min(S, window - 1) + T, D).
-
-        Raises:
-            InputError: rows, heads, head size, data type or device differ from what is stored.
-        """
-        new = keys.shape[2]
-        if self._keys is None or self._values is None:
-            if new <= 2 * self.window or _differentiated(keys, values):
-                self._keys, self._values, self._end = keys, values, new
-            else:
-                self._keep_newest(keys, values)
-            self.length = new
-            return keys, values
-        check_fits("keys", keys, self._keys)
-        check_fits("values", values, self._values)
-        first, old = self._first, self._end - self._first
-        differentiated = _differentiated(keys, values, self._keys, self._values)
-        if differentiated or old + new > 2 * self.window:
-            all_keys = torch.cat([self._keys[:, :, first : self._end], keys], dim=2)  # (B, H, old + T, D)
-            all_values = torch.cat([self._values[:, :, first : self._end], values], dim=2)
-            before = (self._keys, self._values, self._end, self.length, self._own)
-            if differentiated:
-                self._keys, self._values, self._end, self._own = all_keys, all_values, old + new, False
-            else:
-                self._keep_newest(all_keys, all_values)
-            self._before = None if differentiated else before
-            self.length += new
-            return all_keys, all_values
-        self._make_room(first, old, new)
-        begin, end = self._end, self._end + new
-        self._keys[:, :, begin:end] = keys
-        self._values[:, :, begin:end] = values
-        self._end, self.length, self._before = end, self.length + new, None
-        return self._keys[:, :, begin - old : end], self._values[:, :, begin - old : end]
-
-    def _keep_newest(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Copy the newest tokens into slabs of twice the window: the window's, and half as many so that crop works."""
-        end, kept = keys.shape[2], self.window - 1 + (self.window + 1) // 2
-        self._keys = _moved(keys, end - kept, end, 2 * self.window)
-        self._values = _moved(values, end - kept, end, 2 * self.window)
-        self._end, self._own = kept, True
-
-    def _make_room(self, first: int, old: int, new: int) -> None:
-        """See that `new` tokens can be written at `_end`; only the `old` newest tokens need to stay."""
-        assert self._keys is not None and self._values is not None, "update() keeps the first tensors itself"
-        room, limit = self._keys.shape[2], 2 * self.window
-        writable = self._own and not _locked(self._keys)
-        if writable and self._end + new <= room:
-            return
-        if writable and room >= limit:
-            # A copy in between, as the two places may overlap.
-            self._keys[:, :, :old] = self._keys[:, :, first : self._end].clone()
-            self._values[:, :, :old] = self._values[:, :, first : self._end].clone()
-        else:
-            capacity = min(limit, old + new + max(MIN_GROWTH, (old + new) // 2))
-            self._keys = _moved(self._keys, first, self._end, capacity)
-            self._values = _moved(self._values, first, self._end, capacity)
-            self._own = True
-        self._end = old
-
-    def map_rows(self, rows: torch.Tensor | int) -> None:
-        """Select rows by an index tensor, or repeat each row an int number of times."""
-        super().map_rows(rows)
-        if self._before is not None:
-            keys, values, *rest = self._before
-            self._before = (mapped(keys, rows), mapped(values, rows), rest[0], rest[1], True)
-
-    def _holds(self, wanted: int, end: int, length: int) -> bool:
-        """Whether slabs with the tokens `length - end` to `length` have all that a window at `wanted` needs."""
-        return wanted <= length and wanted - min(wanted, self.window - 1) >= length - end
-
-    def check_crop(self, max_length: int) -> None:
-        """Raise InputError when the keys of a window that ends at `max_length` are no longer held."""
-        wanted = self.wanted(max_length)
-        if wanted in (0, self.length) or self._holds(wanted, self._end, self.length):
-            return
-        if self._before is None or not self._holds(wanted, *self._before[2:4]):
-            oldest = self.length - self._end + (self.window - 1 if self.length > self._end else 0)
-            raise InputError(
-                f"the cache cannot be cropped from {self.length} to {wanted} tokens: a layer with a window of "
-                f"{self.window} has dropped keys that are needed there; it can go back to {oldest}, or to 0. To crop "
-                "anywhere, use a DynamicCache() made without a config, which keeps every key."
-            )
-
-    def crop(self, max_length: int) -> None:
-        """Keep the first `max_length` tokens, or drop `-max_length` from the end; see Cache.crop.
-
-        Raises:
-            InputError: the keys of the window that ends there are no longer held.
-        """
-        self.check_crop(max_length)
-        wanted = self.wanted(max_length)
-        if wanted == self.length:
-            return
-        if wanted == 0:
-            self._end = self.length = 0
-        elif not self._holds(wanted, self._end, self.length) and self._before is not None:
-            self._keys, self._values, self._end, self.length, self._own = self._before
-        self._end -= self.length - wanted
-        self.length, self._before = wanted, None
-
-    def reset(self) -> None:
-        """Forget every token and give the memory back."""
-        super().reset()
-        self._end, self._before = 0, None
-
-
-DynamicSlidingWindowLayer = DynamicSlidingLayer
-
-
-def _differentiated(*tensors: torch.Tensor) -> bool:
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-
-
-def _locked(slab: torch.Tensor) -> bool:
-    """Whether a tensor made in inference mode would have to be written to outside of it, which is not possible."""
-    # A question that a compiler cannot trace.
-    inside = torch.compiler.is_compiling() or torch.is_inference_mode_enabled()
-    return not inside and slab.is_inference()
-
-
-def _moved(slab: torch.Tensor, first: int, end: int, capacity: int) -> torch.Tensor:
-    """Return a slab of `capacity` tokens that begins with the tokens `first` to `end` of `slab`."""
-    rows, heads, _, size = slab.shape
-    other = slab.new_empty((rows, heads, capacity, size))
-    other[:, :, : end - first] = slab[:, :, first:end]
-    return other
-
-
-def mapped(tensor: torch.Tensor, rows: torch.Tensor | int) -> torch.Tensor:
-    """Return the rows at an index tensor, or each row repeated an int number of times; always a copy."""
-    if isinstance(rows, int):
-        return tensor.repeat_interleave(rows, dim=0)
-    return tensor.index_select(0, rows.to(tensor.device))
+__all__ = ["DynamicCache", "OffloadedCache"]
 
 
 class DynamicCache(LayeredCache):
@@ -289,18 +42,34 @@ class DynamicCache(LayeredCache):
         offload_only_non_sliding: bool = False,
     ) -> None:
         super().__init__()
+        self._transport = Transport() if offloading else None
+        self._only_full = offload_only_non_sliding
         self._windows = None if config is None else layer_windows(config)
         self.layers = [self._make(window) for window in self._windows or ()]
         for index, (keys, values) in enumerate(ddp_cache_data or ()):
             self.update(keys, values, index)
 
     def _make(self, window: int | None) -> CacheLayer:
-        return DynamicLayer() if window is None else DynamicSlidingLayer(window)
+        layer = DynamicLayer() if window is None else DynamicSlidingLayer(window)
+        return offloaded(layer, self._transport, self._only_full)
 
     def _at(self, layer_idx: int) -> CacheLayer:
         while self._windows is None and len(self.layers) <= layer_idx:
             self.layers.append(self._make(None))
         return super()._at(layer_idx)
+
+    def update(
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        layer_idx: int,
+        cache_kwargs: dict[str, Any] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See Cache.update; returns views of the slab."""
+        everything = super().update(key_states, value_states, layer_idx, cache_kwargs)
+        if self._transport is not None:
+            prefetch_next(self.layers, layer_idx)
+        return everything
 
     def reset(self) -> None:
         """See Cache.reset."""
@@ -344,3 +113,22 @@ class DynamicCache(LayeredCache):
     ) -> DynamicCache:
         """Make a cache from the tuple form."""
         return cls(past_key_values)
+
+
+class OffloadedCache(DynamicCache):
+    """A DynamicCache whose keys stay in the CPU's memory: the GPU holds those of the layer in use and of the next.
+
+    The next layer's keys travel to the GPU while this one computes. On a CPU there is nothing to move, and it is a
+    DynamicCache like any other: the same program runs on both.
+
+    Args:
+        ddp_cache_data, config, offload_only_non_sliding: See DynamicCache.
+    """
+
+    def __init__(
+        self,
+        ddp_cache_data: Sequence[tuple[torch.Tensor, torch.Tensor]] | None = None,
+        config: Any = None,
+        offload_only_non_sliding: bool = False,
+    ) -> None:
+        super().__init__(ddp_cache_data, config, True, offload_only_non_sliding)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from quintet.cache.dynamic import DynamicLayer, DynamicSlidingLayer
+from quintet.cache.dynamic_layers import DynamicLayer, DynamicSlidingLayer
 from quintet.cache.layered import CacheLayer, LayeredCache, layer_windows
 from quintet.cache.static_layers import checked_count
 from quintet.errors import InputError

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from quintet.cache.layered import LayeredCache, layer_windows
+from quintet.cache.layered import CacheLayer, LayeredCache, layer_windows
+from quintet.cache.offloaded import Transport, offloaded, prefetch_next
 from quintet.cache.static_layers import StaticLayer, StaticSlidingWindowLayer, checked_count
 from quintet.errors import ConfigError, InputError
 
@@ -65,12 +66,14 @@ class StaticCache(LayeredCache):
         self._device = None if device is None else torch.device(device)
         self._dtype = dtype
         self._windows = windows
+        self._transport = Transport() if offloading else None
+        self._only_full = offload_only_non_sliding
         self.layers = [self._make(window) for window in windows]
 
-    def _make(self, window: int | None) -> StaticLayer:
-        if window is None:
-            return StaticLayer(self.max_cache_len)
-        return StaticSlidingWindowLayer(self.max_cache_len, window)
+    def _make(self, window: int | None) -> CacheLayer:
+        room = self.max_cache_len
+        layer = StaticLayer(room) if window is None else StaticSlidingWindowLayer(room, window)
+        return offloaded(layer, self._transport, self._only_full)
 
     @property
     def is_compileable(self) -> bool:  # type: ignore[override]
@@ -95,7 +98,10 @@ class StaticCache(LayeredCache):
                 )
             device, dtype = self._device or key_states.device, self._dtype or key_states.dtype
             layer.allocate((rows, heads, size, value_states.shape[3]), dtype, device)  # type: ignore[attr-defined]
-        return layer.update(key_states, value_states)
+        everything = layer.update(key_states, value_states)
+        if self._transport is not None:
+            prefetch_next(self.layers, layer_idx)
+        return everything
 
     def get_max_cache_shape(self, layer_idx: int | None = None) -> int:
         """Return the most keys of a layer, or the most tokens of the cache."""

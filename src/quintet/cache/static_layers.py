@@ -12,7 +12,7 @@ from contextlib import nullcontext
 
 import torch
 
-from quintet.cache.dynamic import mapped
+from quintet.cache.dynamic_layers import mapped
 from quintet.cache.layered import CacheLayer, check_fits
 from quintet.errors import InputError
 
