@@ -21,8 +21,20 @@ if TYPE_CHECKING:
         AutoModelForSequenceClassification,
         AutoModelForTokenClassification,
         AutoModelWithLMHead,
+        register_family,
     )
-    from quintet.cache import Cache, DynamicCache, EncoderDecoderCache
+    from quintet.cache import (
+        Cache,
+        DynamicCache,
+        DynamicLayer,
+        DynamicSlidingWindowLayer,
+        EncoderDecoderCache,
+        OffloadedCache,
+        QuantizedCache,
+        StaticCache,
+        StaticLayer,
+        StaticSlidingWindowLayer,
+    )
     from quintet.config import PreTrainedConfig, PretrainedConfig
     from quintet.errors import (
         CheckpointError,
@@ -103,6 +115,7 @@ if TYPE_CHECKING:
         SeedOssPreTrainedModel,
     )
     from quintet.outputs import ModelOutput
+    from quintet.quant.config import Mxfp4Config
     from quintet.tokenizers import (
         AddedToken,
         AutoTokenizer,
@@ -139,6 +152,8 @@ __all__ = [
     "ConfigError",
     "Conv1D",
     "DynamicCache",
+    "DynamicLayer",
+    "DynamicSlidingWindowLayer",
     "EncoderDecoderCache",
     "GPT2Config",
     "GPT2DoubleHeadsModel",
@@ -177,6 +192,8 @@ __all__ = [
     "MinNewTokensLengthLogitsProcessor",
     "MinPLogitsWarper",
     "ModelOutput",
+    "Mxfp4Config",
+    "OffloadedCache",
     "OpenAIGPTConfig",
     "OpenAIGPTDoubleHeadsModel",
     "OpenAIGPTForSequenceClassification",
@@ -191,6 +208,7 @@ __all__ = [
     "PreTrainedTokenizerBase",
     "PreTrainedTokenizerFast",
     "PretrainedConfig",
+    "QuantizedCache",
     "QuintetError",
     "RepetitionPenaltyLogitsProcessor",
     "SeedOssConfig",
@@ -200,6 +218,9 @@ __all__ = [
     "SeedOssForTokenClassification",
     "SeedOssModel",
     "SeedOssPreTrainedModel",
+    "StaticCache",
+    "StaticLayer",
+    "StaticSlidingWindowLayer",
     "StopStringCriteria",
     "StoppingCriteria",
     "StoppingCriteriaList",
@@ -219,9 +240,13 @@ __all__ = [
 _HOMES = {
     "auto": (
         "AutoConfig AutoModel AutoModelForCausalLM AutoModelForQuestionAnswering "
-        "AutoModelForSequenceClassification AutoModelForTokenClassification AutoModelWithLMHead"
+        "AutoModelForSequenceClassification AutoModelForTokenClassification AutoModelWithLMHead "
+        "register_family"
     ),
-    "cache": "Cache DynamicCache EncoderDecoderCache",
+    "cache": (
+        "Cache DynamicCache DynamicLayer DynamicSlidingWindowLayer EncoderDecoderCache OffloadedCache QuantizedCache "
+        "StaticCache StaticLayer StaticSlidingWindowLayer"
+    ),
     "config": "PreTrainedConfig PretrainedConfig",
     "errors": (
         "CheckpointError ConfigError GenerationError HubError InputError QuintetError TokenizerError "
@@ -257,6 +282,7 @@ _HOMES = {
         "GptOssForTokenClassification GptOssModel GptOssPreTrainedModel"
     ),
     "outputs": "ModelOutput",
+    "quant.config": "Mxfp4Config",
     "tokenizers": (
         "AddedToken AutoTokenizer BatchEncoding GPT2Tokenizer GPT2TokenizerFast GPTNeoXTokenizerFast "
         "OpenAIGPTTokenizer OpenAIGPTTokenizerFast PreTrainedTokenizer PreTrainedTokenizerBase PreTrainedTokenizerFast"
