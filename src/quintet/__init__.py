@@ -233,6 +233,7 @@ __all__ = [
     "TrainingArguments",
     "TrainingError",
     "UsageError",
+    "register_family",
     "train",
 ]
 

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from quintet.checkpoint.options import parse_dtype
-from quintet.checkpoint.pretrained import LoadSave
 from quintet.config import PreTrainedConfig
 from quintet.embeddings import Embeddings
 from quintet.errors import ConfigError, InputError
@@ -20,6 +19,7 @@ from quintet.layers.attention import check_backend
 from quintet.layers.conv1d import Conv1D
 from quintet.layers.norm import RMSNorm
 from quintet.outputs import ModelOutput
+from quintet.quant.model import Quantized
 from quintet.swap import SwapReport
 
 __all__ = ["PreTrainedModel"]
@@ -28,7 +28,7 @@ OutputT = TypeVar("OutputT", bound=ModelOutput)
 ModelT = TypeVar("ModelT", bound="PreTrainedModel")
 
 
-class PreTrainedModel(Embeddings, LoadSave):
+class PreTrainedModel(Embeddings, Quantized):
     """Base of every model.
 
     Args:

@@ -278,11 +278,21 @@ def test_another_family_is_refused(folder: Path) -> None:
     assert logits(model).isfinite().all()
 
 
-def test_quantised_checkpoint_is_refused(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        (
+            "bitsandbytes",
+            "quantization_config of the method 'bitsandbytes', and what is read is plain weights and mxfp4",
+        ),
+        ("mxfp4", "says that the weights are packed .* no tensor named '..._blocks'"),
+    ],
+)
+def test_a_quantised_checkpoint_that_is_not_read(folder: Path, method: str, words: str) -> None:
     config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "mxfp4"}
+    config["quantization_config"] = {"quant_method": method}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ConfigError, match="quantization_config .*mxfp4.* reads plain weights only"):
+    with pytest.raises((ConfigError, CheckpointError), match=words):
         GPT2LMHeadModel.from_pretrained(folder)
 
 
@@ -386,7 +396,10 @@ def test_config_fields_pass_through(original: Path) -> None:
         ({"n_layers": 3}, "Did you mean 'n_layer'"),
         ({"trust_remote_code": True}, "trust_remote_code=...\\) is not supported: code from a checkpoint is never run"),
         ({"gguf_file": "x"}, "GGUF files are not read"),
-        ({"quantization_config": {"a": 1}}, "quantised loading"),
+        ({"quantization_config": {"a": 1}}, "what is read is plain weights and mxfp4"),
+        ({"quantization_config": {"quant_method": "mxfp4"}}, "has no experts to pack as MXFP4"),
+        ({"dequantize": "yes"}, "dequantize='yes' must be True or False"),
+        ({"dequantize": False, "quantization_config": {"dequantize": True}}, "contradict each other"),
         ({"from_tf": True}, "TensorFlow checkpoints are not read"),
         ({"tp_plan": "auto"}, "put on one device"),
         ({"n_embd": -8}, "n_embd"),

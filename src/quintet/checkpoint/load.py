@@ -156,7 +156,7 @@ class _Slot:
     def put(self, tensor: torch.Tensor) -> None:
         if isinstance(self.tensor, nn.Parameter):
             keeps_grad = self.tensor.requires_grad and (tensor.is_floating_point() or tensor.is_complex())
-            tensor = nn.Parameter(tensor, requires_grad=keeps_grad)
+            tensor = type(self.tensor)(tensor, requires_grad=keeps_grad)  # some kinds refuse gradients
         self.place(tensor)
 
     def place(self, tensor: torch.Tensor) -> None:

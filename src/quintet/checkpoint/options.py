@@ -27,7 +27,6 @@ _WITHOUT_EFFECT = frozenset({
 # keywords of the reference that ask for something this loader does not do: better said than ignored
 _REFUSED = {
     "trust_remote_code": "code from a checkpoint is never run",
-    "quantization_config": "quantised loading is not part of from_pretrained",
     "gguf_file": "GGUF files are not read",
     "from_tf": "TensorFlow checkpoints are not read; convert them to safetensors first",
     "from_flax": "Flax checkpoints are not read; convert them to safetensors first",

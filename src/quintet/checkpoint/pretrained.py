@@ -48,6 +48,22 @@ class LoadSave(nn.Module):
         """Initialise one module's own weights."""
 
     @classmethod
+    def _parse_quantization(cls, quantization_config: Any, dequantize: bool | None) -> Any:
+        """Check the two arguments of `from_pretrained` about the format of the weights; None where none is wanted."""
+        if quantization_config is not None or dequantize:
+            raise ConfigError(f"{cls.__name__} reads plain weights only. Leave quantization_config and dequantize out.")
+        return None
+
+    def _fit_to_checkpoint(
+        self, source: TensorSource, *, asked: Any, rules: KeyRules, dtype: torch.dtype, device: torch.device
+    ) -> TensorSource:
+        """Exchange modules for those that hold what the checkpoint has; return the source to load from.
+
+        The model is on the meta device. `asked` is what `_parse_quantization` returned.
+        """
+        return source
+
+    @classmethod
     def from_pretrained(
         cls: type[ModelT],
         pretrained_model_name_or_path: str | os.PathLike[str] | None,
@@ -70,6 +86,8 @@ class LoadSave(nn.Module):
         key_mapping: Mapping[str, str] | None = None,
         generation_config: Any = None,
         output_loading_info: bool = False,
+        quantization_config: Any = None,
+        dequantize: bool | None = None,
         **kwargs: Any,
     ) -> Any:
         """Load a model from a folder, a name on the hub, or `storyteller`, the bundled model.
@@ -100,6 +118,10 @@ class LoadSave(nn.Module):
             generation_config: Used in place of generation_config.json.
             output_loading_info: Return `(model, report)`, the report with the sets `missing_keys`,
                 `unexpected_keys`, `mismatched_keys` and more.
+            quantization_config: `Mxfp4Config()` packs the experts of a plain checkpoint while they are loaded; with
+                `dequantize=True` it unpacks those of a packed one. Without it packed weights stay packed, and plain
+                ones plain.
+            dequantize: True is short for `quantization_config=Mxfp4Config(dequantize=True)`.
             **kwargs: Fields of the configuration to override (`num_labels=5`, `attn_implementation="eager"`), and
                 keywords of the class.
 
@@ -121,6 +143,7 @@ class LoadSave(nn.Module):
             plain = TORCH_WEIGHTS if use_safetensors is False else SAFE_WEIGHTS
             files = [variant_name(name, variant) for name in (plain, plain + INDEX_SUFFIX)]
             folder = resolve_folder(pretrained_model_name_or_path, files=files, force_download=force_download, **where)  # type: ignore[arg-type]
+        asked = cls._parse_quantization(quantization_config, dequantize)
         config, model_kwargs = _config_for(cls, config, pretrained_model_name_or_path, folder, where, kwargs)
         if folder is not None:
             found = find_weights(folder, variant=variant, use_safetensors=use_safetensors)
@@ -136,6 +159,7 @@ class LoadSave(nn.Module):
             device=device,
             key_mapping=key_mapping,
             ignore_mismatched_sizes=ignore_mismatched_sizes,
+            quantization=asked,
         )
         model.config.dtype = str(wanted).removeprefix("torch.")
         words = report.describe(cls.__name__, str(pretrained_model_name_or_path or "state_dict"))
@@ -159,6 +183,7 @@ class LoadSave(nn.Module):
         device: torch.device,
         key_mapping: Mapping[str, str] | None,
         ignore_mismatched_sizes: bool,
+        quantization: Any = None,
     ) -> LoadReport:
         """Take the weights of a source; what it does not have is initialised."""
         rules = self.key_rules
@@ -166,7 +191,7 @@ class LoadSave(nn.Module):
             rules = dataclasses.replace(rules, rename=(*rules.rename, *key_mapping.items()))
         report = load_weights(
             self,
-            source,
+            self._fit_to_checkpoint(source, asked=quantization, rules=rules, dtype=dtype, device=device),
             rules=rules,
             prefix=self.base_model_prefix,
             dtype=dtype,
@@ -342,11 +367,6 @@ def _config_for(
         search = {} if place is folder else {**where, "subfolder": ""} if config is not None else where
         made, unused = cls.config_class.from_pretrained(place, return_unused_kwargs=True, **search, **rest)
         check_keywords(cls.__name__, unused, {*known, *made.__dict__, *type(made).attribute_map})
-    if getattr(made, "quantization_config", None):
-        raise ConfigError(
-            f"The configuration of '{name}' has a quantization_config ({str(made.quantization_config)[:80]}), and "
-            f"{cls.__name__} reads plain weights only. Load a checkpoint that is not quantised."
-        )
     if name is not None:
         made._name_or_path = str(name)
     return made, model_kwargs

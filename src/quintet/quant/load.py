@@ -1,0 +1,312 @@
+"""Reading and making packed checkpoints: which modules are packed is what the names of the tensors say."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+from quintet.checkpoint.load import TensorSource
+from quintet.checkpoint.rules import KeyRules, resolve
+from quintet.errors import CheckpointError, ConfigError
+from quintet.layers.experts import Experts
+from quintet.quant.config import Mxfp4Config
+from quintet.quant.mxfp4 import BLOCK, check_packed, check_scales, pack, unpack
+from quintet.quant.packed_experts import WEIGHTS, PackedExperts
+from quintet.swap import swap
+
+__all__ = ["QuantizeReport", "dequantize", "fit_to_checkpoint", "quantize"]
+
+PARTS = ("blocks", "scales")
+logger = logging.getLogger("quintet.quant")
+
+
+@dataclass
+class QuantizeReport:
+    """What packing did.
+
+    Attributes:
+        errors: By weight, the root of the squared differences as a share of the root of the squares.
+        kept: Experts that were left as they are, because the caller named them.
+    """
+
+    errors: dict[str, float] = field(default_factory=dict)
+    kept: list[str] = field(default_factory=list)
+
+    @property
+    def error(self) -> float:
+        """The largest of the errors, 0 when nothing was packed."""
+        return max(self.errors.values(), default=0.0)
+
+    def describe(self) -> str:
+        """Return one line."""
+        worst = max(self.errors, key=lambda name: self.errors[name], default="")
+        return f"packed {len(self.errors)} weights as MXFP4; largest relative error {self.error:.4f} ({worst})"
+
+
+def quantize(model: nn.Module, skip: Iterable[str] | None = None) -> QuantizeReport:
+    """Pack the experts of a model, one after the other, in place.
+
+    Args:
+        model: Any module with `Experts` in it.
+        skip: Paths of modules to leave alone, `*` for any text.
+
+    Raises:
+        ConfigError: there is nothing to pack.
+        InputError: a size is not a multiple of 32, naming the weight.
+    """
+    report = QuantizeReport()
+    paths = {module: path for path, module in experts_of(model).items()}
+
+    def twin(module: nn.Module) -> nn.Module | None:
+        assert isinstance(module, Experts), "the table maps the type"
+        path = paths[module]
+        if is_skipped(path, skip):
+            report.kept.append(path)
+            return None
+        made, errors = PackedExperts.from_plain(module, path)
+        report.errors.update(errors)
+        for weight in WEIGHTS:  # its memory is not needed any more
+            delattr(module, weight)
+        return made
+
+    swap(model, dict.fromkeys({type(module) for module in paths}, twin))
+    if not report.errors:
+        raise ConfigError(
+            f"{type(model).__name__} has no experts to pack as MXFP4{' but those to skip' if report.kept else ''}. "
+            "The format is for mixture-of-experts models such as gpt-oss."
+        )
+    return report
+
+
+def dequantize(model: nn.Module, dtype: torch.dtype | None = None) -> list[str]:
+    """Unpack the experts of a model in place, and return their paths."""
+
+    def twin(module: nn.Module) -> nn.Module:
+        assert isinstance(module, PackedExperts), "the table maps the type"
+        return module.to_plain(dtype)
+
+    return swap(model, {PackedExperts: twin}).replaced
+
+
+def experts_of(model: nn.Module) -> dict[str, Experts]:
+    """The modules of a model that can be packed, by path."""
+    return {path: module for path, module in model.named_modules() if isinstance(module, Experts)}
+
+
+def is_skipped(path: str, patterns: Iterable[str] | None) -> bool:
+    """Whether a module, or one that it is in, is named by a pattern."""
+    return any(fnmatchcase(path, pattern) or fnmatchcase(path, f"{pattern}.*") for pattern in patterns or ())
+
+
+@dataclass
+class _Found:
+    """What a checkpoint has for the weights of experts: by the model's name, the keys of the file."""
+
+    plain: dict[str, str] = field(default_factory=dict)
+    packed: dict[str, dict[str, str]] = field(default_factory=dict)
+
+
+def fit_to_checkpoint(
+    model: nn.Module,
+    source: TensorSource,
+    *,
+    asked: Mxfp4Config | None,
+    declared: Mxfp4Config | None,
+    rules: KeyRules,
+    prefix: str,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[TensorSource, bool]:
+    """Give a model on the meta device the modules that a checkpoint has tensors for.
+
+    Args:
+        model: Changed in place.
+        source: The checkpoint.
+        asked: What the caller wants: to unpack a packed checkpoint, or to pack a plain one.
+        declared: What the checkpoint's config.json says.
+        rules: How names map.
+        prefix: Name of the base model inside a model with a head.
+        dtype: Type that weights are unpacked to.
+        device: Where that is done.
+
+    Returns:
+        The source to load from, and whether the model is packed now.
+
+    Raises:
+        CheckpointError: half packed, shapes that disagree, the scale 255, or a config.json that says packed of weights
+            that are not.
+        ConfigError: packing was asked for and there is nothing to pack.
+    """
+    wanted = asked or declared
+    skip = [name for given in (asked, declared) if given is not None for name in given.modules_to_not_convert or ()]
+    experts = experts_of(model)
+    found = _find(source, [f"{path}.{weight}" for path in experts for weight in WEIGHTS], rules, prefix)
+    if found.packed:
+        _check(source, found, experts, skip)
+        if wanted is not None and wanted.dequantize:
+            return _Unpacking(source, list(found.packed.values()), dtype, device), False
+        _swap_in(model, {path for path in experts if f"{path}.{WEIGHTS[0]}" in found.packed})
+        return source, True
+    if wanted is None or wanted.dequantize:
+        return source, False
+    if asked is None:
+        raise CheckpointError(
+            "The configuration says that the weights are packed (quantization_config, mxfp4), and the checkpoint has "
+            "no tensor named '..._blocks'. Remove quantization_config from config.json when they are plain."
+        )
+    chosen = {path for path in experts if not is_skipped(path, asked.modules_to_not_convert)}
+    if not chosen:
+        raise ConfigError(
+            f"{type(model).__name__} has no experts to pack as MXFP4. Leave quantization_config out, or ask for it "
+            "with a mixture-of-experts model such as gpt-oss."
+        )
+    _swap_in(model, chosen)
+    plain = {name: key for name, key in found.plain.items() if name.rpartition(".")[0] in chosen}
+    return _Packing(source, plain, device), True
+
+
+def _find(source: TensorSource, names: list[str], rules: KeyRules, prefix: str) -> _Found:
+    found, wanted = _Found(), set(names)
+    for key in source:
+        stem, _, part = key.rpartition("_")
+        name = resolve(rules, prefix, stem, wanted) if part in PARTS else None
+        if name is not None:
+            found.packed.setdefault(name, {})[part] = key
+        elif (name := resolve(rules, prefix, key, wanted)) is not None:
+            found.plain[name] = key
+    return found
+
+
+def _check(source: TensorSource, found: _Found, experts: Iterable[str], skip: Iterable[str] | None) -> None:
+    """Refuse a checkpoint that is not wholly and soundly packed; of the data only the scales are read."""
+    for name, keys in found.packed.items():
+        if len(keys) < len(PARTS):
+            [(part, key)] = keys.items()
+            other = PARTS[1 - PARTS.index(part)]
+            raise CheckpointError(f"The checkpoint is half packed: it has '{key}' without its {other}. Get it again.")
+        if name in found.plain:
+            raise CheckpointError(
+                f"The checkpoint has '{found.plain[name]}' both plain and packed ('{keys['blocks']}'), and nothing "
+                "says which counts. Remove one of them."
+            )
+    wanted = {f"{path}.{weight}" for path in experts if not is_skipped(path, skip) for weight in WEIGHTS}
+    # a layer that is named as plain and packed all the same is packed: the names of the tensors decide
+    wanted |= {f"{name.rpartition('.')[0]}.{weight}" for name in found.packed for weight in WEIGHTS}
+    rest = sorted(wanted - found.packed.keys())
+    if rest:
+        raise CheckpointError(
+            f"The checkpoint is half packed: {len(found.packed)} weights of experts are in MXFP4 and {len(rest)} are "
+            f"not: {', '.join(rest[:4])}{', ...' if len(rest) > 4 else ''}. Get it again; or name the modules that are "
+            "plain in modules_to_not_convert."
+        )
+    for name, keys in found.packed.items():
+        check_packed(source.shape(keys["blocks"]), source.shape(keys["scales"]), f"'{name}'")
+        check_scales(source.get(keys["scales"]), keys["scales"])
+
+
+def _swap_in(model: nn.Module, chosen: set[str]) -> None:
+    paths = {module: path for path, module in experts_of(model).items() if path in chosen}
+
+    def twin(module: nn.Module) -> nn.Module | None:
+        assert isinstance(module, Experts), "the table maps the type"
+        with torch.device("meta"):
+            return PackedExperts.empty_like(module, paths[module]) if module in paths else None
+
+    swap(model, dict.fromkeys({type(module) for module in paths}, twin))
+
+
+class _Changed(TensorSource):
+    """A source in which some tensors are made from others; what is not made is handed on."""
+
+    def __init__(self, inner: TensorSource, hidden: Iterable[str], made: Iterable[str]) -> None:
+        hidden = set(hidden)
+        self._inner = inner
+        self._names = [key for key in inner if key not in hidden]
+        self._made = list(made)
+        self.borrowed = inner.borrowed
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._names
+        yield from self._made
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return self._inner.shape(key)
+
+    def dtype(self, key: str) -> torch.dtype:
+        return self._inner.dtype(key)
+
+    def get(self, key: str) -> torch.Tensor:
+        return self._inner.get(key)
+
+    def release(self, key: str) -> None:
+        if key not in self._made:
+            self._inner.release(key)
+
+
+class _Unpacking(_Changed):
+    """A packed checkpoint as a plain one: each weight is unpacked when it is asked for, straight to its place."""
+
+    def __init__(
+        self, inner: TensorSource, packed: list[dict[str, str]], dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self._packed = {keys["blocks"].removesuffix("_blocks"): keys for keys in packed}
+        super().__init__(inner, [key for keys in packed for key in keys.values()], self._packed)
+        self._dtype, self._device = dtype, device
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        if key not in self._packed:
+            return super().shape(key)
+        experts, outputs, groups = self._inner.shape(self._packed[key]["scales"])
+        return experts, groups * BLOCK, outputs
+
+    def dtype(self, key: str) -> torch.dtype:
+        return self._dtype if key in self._packed else super().dtype(key)
+
+    def get(self, key: str) -> torch.Tensor:
+        if key not in self._packed:
+            return super().get(key)
+        keys = self._packed[key]
+        blocks, scales = (self._inner.get(keys[part]).to(self._device) for part in PARTS)
+        whole = unpack(blocks, scales, self._dtype)
+        del blocks, scales
+        for part in PARTS:
+            self._inner.release(keys[part])
+        return whole.transpose(1, 2)  # (E, out, in) -> (E, in, out)
+
+
+class _Packing(_Changed):
+    """A plain checkpoint as a packed one; what the rounding cost is logged."""
+
+    def __init__(self, inner: TensorSource, plain: dict[str, str], device: torch.device) -> None:
+        self._origin = {f"{key}_{part}": key for key in plain.values() for part in PARTS}
+        self._held: dict[str, torch.Tensor] = {}
+        self._device = device
+        super().__init__(inner, plain.values(), self._origin)
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        if key not in self._origin:
+            return super().shape(key)
+        experts, inputs, outputs = self._inner.shape(self._origin[key])
+        scales = (experts, outputs, inputs // BLOCK)
+        return (*scales, BLOCK // 2) if key.endswith("_blocks") else scales
+
+    def dtype(self, key: str) -> torch.dtype:
+        return torch.uint8 if key in self._origin else super().dtype(key)
+
+    def get(self, key: str) -> torch.Tensor:
+        if key not in self._origin:
+            return super().get(key)
+        if key not in self._held:
+            origin = self._origin[key]
+            stored = self._inner.get(origin).to(self._device).transpose(1, 2)  # (E, in, out) -> (E, out, in)
+            packed = pack(stored, f"'{origin}'")
+            self._held = {f"{origin}_blocks": packed.blocks, f"{origin}_scales": packed.scales}
+            logger.info("packed '%s' as MXFP4, relative error %.4f", origin, packed.error)
+            del stored
+            self._inner.release(origin)
+        return self._held.pop(key)
