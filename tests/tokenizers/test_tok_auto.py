@@ -79,7 +79,7 @@ def test_nothing_to_load(tmp_path: Path) -> None:
         TokenizerError, match=r"the model type 'bert', .* The folder holds: config.json, tokenizer_config"
     ):
         AutoTokenizer.from_pretrained(tmp_path)
-    with pytest.raises(TokenizerError, match=r"tokenizer_type is 'gpt3', but must be one of \['gpt2'\]"):
+    with pytest.raises(TokenizerError, match=r"tokenizer_type is 'gpt3', but must be one of \['gpt2', 'gpt_neox', '"):
         AutoTokenizer.from_pretrained(tmp_path, tokenizer_type="gpt3")
     with pytest.raises(HubError):
         AutoTokenizer.from_pretrained("nobody/nothing")

@@ -7,6 +7,8 @@ from quintet.tokenizers.base import PreTrainedTokenizerBase
 from quintet.tokenizers.encoding import BatchEncoding, CharSpan, TokenSpan
 from quintet.tokenizers.fast import PreTrainedTokenizer, PreTrainedTokenizerFast
 from quintet.tokenizers.gpt2 import GPT2Tokenizer, GPT2TokenizerFast
+from quintet.tokenizers.gpt_neox import GPTNeoXTokenizerFast
+from quintet.tokenizers.openai_gpt import OpenAIGPTTokenizer, OpenAIGPTTokenizerFast
 from quintet.tokenizers.options import PaddingStrategy, TensorType, TruncationStrategy
 from quintet.tokenizers.stream import StreamDecoder
 from quintet.tokenizers.trainer import train_bpe, train_bpe_from_iterator
@@ -18,6 +20,9 @@ __all__ = [
     "CharSpan",
     "GPT2Tokenizer",
     "GPT2TokenizerFast",
+    "GPTNeoXTokenizerFast",
+    "OpenAIGPTTokenizer",
+    "OpenAIGPTTokenizerFast",
     "PaddingStrategy",
     "PreTrainedTokenizer",
     "PreTrainedTokenizerBase",

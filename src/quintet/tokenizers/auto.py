@@ -18,11 +18,20 @@ __all__ = ["AutoTokenizer"]
 CLASSES: dict[str, str] = {
     "GPT2Tokenizer": "quintet.tokenizers.gpt2",
     "GPT2TokenizerFast": "quintet.tokenizers.gpt2",
+    "GPTNeoXTokenizerFast": "quintet.tokenizers.gpt_neox",
+    "OpenAIGPTTokenizer": "quintet.tokenizers.openai_gpt",
+    "OpenAIGPTTokenizerFast": "quintet.tokenizers.openai_gpt",
     "PreTrainedTokenizer": "quintet.tokenizers.fast",
     "PreTrainedTokenizerFast": "quintet.tokenizers.fast",
 }
 # The class of a family, for folders whose files do not name one.
-MODEL_TYPES: dict[str, str] = {"gpt2": "GPT2Tokenizer"}
+MODEL_TYPES: dict[str, str] = {
+    "gpt2": "GPT2Tokenizer",
+    "gpt_neox": "GPTNeoXTokenizer",
+    "gpt_oss": "PreTrainedTokenizer",
+    "openai-gpt": "OpenAIGPTTokenizer",
+    "seed_oss": "PreTrainedTokenizer",
+}
 GENERAL = "PreTrainedTokenizerFast"
 
 # model_type or class name -> (class, fast class), from `AutoTokenizer.register`.

@@ -229,7 +229,7 @@ class PreTrainedTokenizerBase(Detokenizer):
         )
 
         def encode(first: Text, second: Text | None) -> BatchEncoding:
-            inputs = batch.read_inputs(first, second, is_split_into_words)
+            inputs = self._prepared(batch.read_inputs(first, second, is_split_into_words), wanted, **kwargs)
             added = self.num_special_tokens_to_add(second is not None) if add_special_tokens else 0
             state = self._encode_state(options, is_split_into_words, added, **kwargs)
             with self._guard.encoding(self._tokenizer, state):
@@ -261,6 +261,10 @@ class PreTrainedTokenizerBase(Detokenizer):
     ) -> list[str]:
         """Return the tokens of one text, as they are in the vocabulary."""
         return self(text, pair, add_special_tokens=add_special_tokens, **kwargs).tokens()
+
+    def _prepared(self, inputs: batch.Inputs, wanted: batch.Wanted, **kwargs: Any) -> batch.Inputs:
+        """Change texts before the engine sees them, for steps that the engine does not have."""
+        return inputs
 
     def _wants(self, key: str, asked: bool | None) -> bool:
         return key in self.model_input_names if asked is None else asked

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,17 @@ from quintet.errors import TokenizerError
 from quintet.tokenizers.encoding import BatchEncoding
 from quintet.tokenizers.options import TensorType
 
-__all__ = ["Inputs", "Wanted", "collect", "encode_rows", "input_names", "read_inputs", "whole_number"]
+__all__ = [
+    "Inputs",
+    "Wanted",
+    "check_unicode",
+    "collect",
+    "encode_rows",
+    "input_names",
+    "map_texts",
+    "read_inputs",
+    "whole_number",
+]
 
 
 @dataclass(frozen=True)
@@ -66,14 +76,28 @@ def read_inputs(text: Any, pair: Any, is_split_into_words: bool) -> Inputs:
     return Inputs(items, is_batch, is_split_into_words)
 
 
+def map_texts(items: Any, change: Callable[[str], str]) -> Any:
+    """Return `items` with every string in it, at any depth, changed; what is no text stays for the engine to refuse."""
+    if isinstance(items, str):
+        return change(items)
+    if isinstance(items, (list, tuple)):
+        return type(items)(map_texts(item, change) for item in items)
+    return items
+
+
+def check_unicode(inputs: Inputs) -> None:
+    """Raise TokenizerError when a text holds a lone surrogate; the message says where."""
+    if _has_surrogate(inputs.items):
+        raise TokenizerError(_explain(inputs, ValueError("it is not Unicode text")))
+
+
 def encode_rows(engine: Tokenizer, inputs: Inputs, add_special_tokens: bool) -> list[Encoding]:
     """Run the engine, which splits a batch over the processor's cores.
 
     Raises:
         TokenizerError: Something in the batch is no text, or truncation is impossible as asked.
     """
-    if _has_surrogate(inputs.items):
-        raise TokenizerError(_explain(inputs, ValueError("it is not Unicode text")))
+    check_unicode(inputs)
     try:
         return list(
             engine.encode_batch(

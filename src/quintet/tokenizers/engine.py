@@ -23,6 +23,7 @@ from quintet.hub import open_regular, read_json
 __all__ = [
     "EncodeState",
     "EngineGuard",
+    "bpe_engine",
     "byte_level_engine",
     "byte_values",
     "check_ids",
@@ -149,8 +150,12 @@ def load_tokenizer_json(path: Path) -> Tokenizer:
     return engine
 
 
-def byte_level_engine(vocab_file: Path, merges_file: Path, *, add_prefix_space: bool = False) -> Tokenizer:
-    """Make GPT-2's byte-level BPE from its published pair of files, `vocab.json` and `merges.txt`.
+def bpe_engine(vocab_file: Path, merges_file: Path, **options: Any) -> Tokenizer:
+    """Make a BPE, without anything before or after it, from a published pair of files.
+
+    Args:
+        vocab_file, merges_file: `vocab.json` and `merges.txt`.
+        **options: Passed to the library's BPE: `unk_token`, `end_of_word_suffix`, ...
 
     Raises:
         TokenizerError: A file is missing, too large or damaged; a merge names a token that is not in the vocabulary;
@@ -159,16 +164,32 @@ def byte_level_engine(vocab_file: Path, merges_file: Path, *, add_prefix_space: 
     for path, what in ((vocab_file, "vocab.json"), (merges_file, "merges.txt")):
         _check_file(path, what)
     try:
-        model = models.BPE.from_file(str(vocab_file), str(merges_file))
+        engine = Tokenizer(models.BPE.from_file(str(vocab_file), str(merges_file), **options))
     except BaseException as cause:
         if not _is_engine_fault(cause):
             raise
         raise TokenizerError(_explain_bpe_files(vocab_file, merges_file, cause)) from cause
-    engine = Tokenizer(model)
+    check_ids(engine, vocab_file)
+    return engine
+
+
+def byte_level_engine(
+    vocab_file: Path, merges_file: Path, *, add_prefix_space: bool = False, trim_offsets: bool = False
+) -> Tokenizer:
+    """Make GPT-2's byte-level BPE from its published pair of files, `vocab.json` and `merges.txt`.
+
+    Args:
+        vocab_file, merges_file: The files.
+        add_prefix_space: Put a space before a text that has none.
+        trim_offsets: Leave the space before a word out of its token's offsets.
+
+    Raises:
+        TokenizerError: As `bpe_engine`.
+    """
+    engine = bpe_engine(vocab_file, merges_file)
     engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     engine.decoder = decoders.ByteLevel()
-    engine.post_processor = processors.ByteLevel(trim_offsets=False)
-    check_ids(engine, vocab_file)
+    engine.post_processor = processors.ByteLevel(trim_offsets=trim_offsets)
     return engine
 
 

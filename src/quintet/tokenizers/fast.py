@@ -92,9 +92,8 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
             TokenizerError: The vocabulary is too small, there is no text, or the tokenizer is no BPE.
         """
         renamed = special_tokens_map or {}
-        engine = retrain(
-            self._tokenizer, text_iterator, vocab_size, length, list(new_special_tokens or []), renamed, **kwargs
-        )
+        texts = self._training_texts(text_iterator)
+        engine = retrain(self._tokenizer, texts, vocab_size, length, list(new_special_tokens or []), renamed, **kwargs)
         new = copy.copy(self)
         settings = dict(self.init_kwargs)
         for name in self.SPECIAL_TOKENS_ATTRIBUTES:
@@ -106,6 +105,10 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
             settings[name] = getattr(self, name)
         new._finish(engine, settings)
         return new
+
+    def _training_texts(self, texts: Iterable[str] | Iterable[list[str]]) -> Iterable[str] | Iterable[list[str]]:
+        """Change the texts of `train_new_from_iterator` as those of a call are changed."""
+        return texts
 
 
 class PreTrainedTokenizer(PreTrainedTokenizerFast):

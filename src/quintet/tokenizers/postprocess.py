@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tokenizers import Tokenizer, processors
+from tokenizers import Tokenizer, models, processors
 
 from quintet.errors import TokenizerError
 
-__all__ = ["set_template"]
+__all__ = ["set_template", "set_trim_offsets"]
 
 Named = tuple[str | None, int | None]
 
@@ -44,6 +44,27 @@ def set_template(engine: Tokenizer, *, bos: Named | None, eos: Named | None) -> 
     if not parts:
         parts = [processors.TemplateProcessing(single="$A:0", pair="$A:0 $B:1", special_tokens=[])]
     engine.post_processor = parts[0] if len(parts) == 1 else processors.Sequence(parts)
+
+
+def set_trim_offsets(engine: Tokenizer, value: bool) -> None:
+    """Say whether the offsets of a byte-level engine leave out the space that belongs to a token.
+
+    Raises:
+        TokenizerError: The engine has no byte-level post-processor.
+    """
+    current = engine.post_processor
+    processor: dict[str, Any] = {"type": ""} if current is None else json.loads(current.__getstate__())
+    steps = processor["processors"] if processor["type"] == "Sequence" else [processor]
+    found = [step for step in steps if step["type"] == "ByteLevel"]
+    if not found:
+        raise TokenizerError(
+            f"trim_offsets={value} works only with a byte-level post-processor, which this tokenizer does not have. "
+            "Leave trim_offsets out."
+        )
+    if found[0]["trim_offsets"] != value:
+        found[0]["trim_offsets"] = value
+        empty = json.loads(Tokenizer(models.BPE()).to_str())
+        engine.post_processor = Tokenizer.from_str(json.dumps({**empty, "post_processor": processor})).post_processor
 
 
 def _byte_level(engine: Tokenizer) -> Any | None:

@@ -44,6 +44,7 @@ def retrain(
             f"vocab_size is {vocab_size!r}, but must be an integer of at least {least}: {len(special)} special tokens"
             f"{' and 256 bytes' if byte_level else ''}."
         )
+    state_unknown = state["model"].get("unk_token")
     state["model"].update(vocab={}, merges=[], unk_token=None)
     state.update(added_tokens=[], post_processor=None, padding=None, truncation=None)
     new = Tokenizer.from_str(json.dumps(state))
@@ -58,6 +59,9 @@ def retrain(
     new.train_from_iterator(counted, trainer=trainer, length=length)
     if counted.characters == 0:
         raise TokenizerError("There is no text to train a tokenizer on: every text is empty. Give some text.")
+    unknown = state_unknown if state_unknown is None else renamed.get(state_unknown, state_unknown)
+    if unknown is not None and new.token_to_id(unknown) is not None:
+        new.model.unk_token = unknown
     if engine.post_processor is not None:
         new.post_processor = _adapted_post_processor(engine, new, renamed)
     return new
