@@ -21,6 +21,19 @@ def transformers() -> ModuleType:
     return module
 
 
+# Parameters that newer releases of the reference call otherwise in memory; its files have the published names.
+RENAMED = {"embed_out.": "lm_head."}
+
+
+def their_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Our state dict with the names that the reference's model has in memory, in the same order."""
+    state = {}
+    for name, tensor in model.state_dict().items():
+        old = next((prefix for prefix in RENAMED if name.startswith(prefix)), "")
+        state[RENAMED.get(old, "") + name.removeprefix(old)] = tensor
+    return state
+
+
 def scatter(model: torch.nn.Module) -> None:
     """Give every parameter a value of its own: with biases of 0 and norms of 1 many a mistake would not show."""
     generator = torch.Generator().manual_seed(1)
@@ -44,10 +57,16 @@ def pair(transformers: ModuleType) -> Callable[..., tuple[Any, Any]]:
         their_config._attn_implementation = their_backend
         ours, theirs = our_class(config), getattr(transformers, name)(their_config)
         scatter(ours)
-        theirs.load_state_dict(ours.state_dict())  # strict: the names and shapes are the same
+        theirs.load_state_dict(their_state(ours))  # strict: the names and shapes are the same
         return ours.eval(), theirs.eval()
 
     return make
+
+
+@pytest.fixture(scope="session", name="their_state")
+def their_state_fixture() -> Callable[[torch.nn.Module], dict[str, torch.Tensor]]:
+    """See their_state."""
+    return their_state
 
 
 @pytest.fixture(scope="session")

@@ -38,9 +38,10 @@ def eager(
 ) -> Output:
     """Attention by its definition, softmax(q k^T * scale) v (Vaswani et al., arXiv 1706.03762), weights returned.
 
-    `upcast` computes the scores in float32 (GPT-2's `reorder_and_upcast_attn`).
+    `upcast` computes the scores in float32 (GPT-2's `reorder_and_upcast_attn`), and so does float16, in which a product
+    that is not scaled yet soon passes the largest value, 65504.
     """
-    if upcast:
+    if upcast or q.dtype == torch.float16:
         # Inside autocast a matmul would be 16-bit again; where there is no autocast (meta) there is nothing to leave.
         device = q.device.type
         with torch.autocast(device, enabled=False) if is_autocast_available(device) else nullcontext():
