@@ -1,6 +1,7 @@
 """From a checkpoint's `model_type` to its classes: AutoConfig and every AutoModel*.
 
-A family is found by its file: `models/<model_type>.py` with a `FAMILY` record. Nothing is fetched and no code from a
+A family is found by its file: `models/<model_type>.py` with a `FAMILY` record. Families of your own are made known with
+`register_family`, single classes with the `register` of each Auto class. Nothing is fetched and no code from a
 checkpoint is ever run.
 """
 
@@ -9,7 +10,6 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
-import re
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -28,9 +28,11 @@ __all__ = [
     "AutoModelWithLMHead",
     "family_of",
     "model_types",
+    "register_family",
 ]
 
-# What users registered, on top of what the package has.
+# What users registered, on top of what the package has: whole families, and configuration classes alone.
+_families: dict[str, Family] = {}
 _registered: dict[str, type[PreTrainedConfig]] = {}
 
 
@@ -43,7 +45,48 @@ def _files() -> dict[str, str]:
 
 def model_types() -> list[str]:
     """The model types that can be loaded."""
-    return sorted({*_files(), *_registered})
+    return sorted({*_files(), *_families, *_registered})
+
+
+def register_family(family: Family, exist_ok: bool = False) -> None:
+    """Make a family of your own known to AutoConfig and every AutoModel; see docs/adding_a_model.md.
+
+    Args:
+        family: Its record. Registering the same record again changes nothing.
+        exist_ok: Replace what has its `model_type` now.
+
+    Raises:
+        ConfigError: no record, one whose parts do not belong together, or a `model_type` that is taken.
+    """
+    if not isinstance(family, Family):
+        raise ConfigError(f"register_family needs a quintet.family.Family and got {family!r:.100}. Make one.")
+    name = family.model_type
+    if not name or family.config.model_type != name:
+        raise ConfigError(
+            f"the family {name!r} has {family.config.__name__}, whose model_type is {family.config.model_type!r}. Give "
+            "both the same, one that is not empty."
+        )
+    if "base" not in family.classes:
+        raise ConfigError(f"the family {name!r} has no class for the task 'base', only {[*family.classes]}. Add it.")
+    for model_class in family.classes.values():
+        _check_belongs(model_class, family.config)
+    if name in model_types() and _families.get(name) is not family and not exist_ok:
+        raise ConfigError(f"model_type {name!r} is taken. Choose another, or pass exist_ok=True.")
+    _families[name] = family
+    _registered.pop(name, None)
+
+
+def _check_belongs(model_class: Any, config_class: Any) -> None:
+    if getattr(model_class, "config_class", None) is not config_class:
+        name = getattr(model_class, "__name__", repr(model_class))
+        raise ConfigError(
+            f"{name} is no model of {config_class.__name__}: its config_class is "
+            f"{getattr(model_class, 'config_class', None)!r}. Derive it from PreTrainedModel and set config_class."
+        )
+
+
+def _has_family(model_type: str) -> bool:
+    return model_type in _files() or model_type in _families
 
 
 def family_of(model_type: str) -> Family:
@@ -53,6 +96,8 @@ def family_of(model_type: str) -> Family:
         ConfigError: there is no such family; the message lists them.
     """
     # The name comes from a file: it is looked up in a table, never put into an import.
+    if isinstance(model_type, str) and model_type in _families:
+        return _families[model_type]
     if not isinstance(model_type, str) or model_type not in _files():
         hint = suggest(model_type, model_types()) if isinstance(model_type, str) else ""
         raise ConfigError(f"unknown model_type {model_type!r}; known are {', '.join(model_types())}.{hint}")
@@ -99,8 +144,11 @@ class AutoConfig:
         """Let AutoConfig load a configuration class of your own.
 
         Raises:
-            ConfigError: the class has another `model_type`, or the name is taken and `exist_ok` is false.
+            ConfigError: it is no configuration class, has another `model_type`, or the name is taken and `exist_ok` is
+                false.
         """
+        if not (isinstance(config, type) and issubclass(config, PreTrainedConfig)):
+            raise ConfigError(f"{config!r} is not a configuration class: derive it from PreTrainedConfig.")
         if config.model_type != model_type:
             raise ConfigError(
                 f"{config.__name__} has model_type {config.model_type!r}, not {model_type!r}. Use its own."
@@ -114,8 +162,9 @@ def _guess(data: dict[str, Any], where: str) -> str:
     """Name the family of a config.json from before `model_type` existed, by its architectures."""
     architectures = data.get("architectures")
     for architecture in architectures if isinstance(architectures, list) else ():
-        for model_type in _files():
-            if re.sub(r"[-_]", "", model_type) in str(architecture).lower():
+        name = str(architecture).removeprefix("TF")  # the classes for TensorFlow read the same files
+        for model_type in sorted({*_files(), *_families}):
+            if name in {model_class.__name__ for model_class in family_of(model_type).classes.values()}:
                 return model_type
     raise ConfigError(
         f"the config.json of {where} has no model_type; known are {', '.join(model_types())}. Add the right one, or "
@@ -145,6 +194,13 @@ class _AutoModel:
     def _class_for(cls, config: PreTrainedConfig) -> type[Any]:
         if type(config) in cls._own:
             return cls._own[type(config)]
+        alone = _registered.get(config.model_type) is type(config)
+        if alone and not (_has_family(config.model_type) and isinstance(config, family_of(config.model_type).config)):
+            name = type(config).__name__
+            raise ConfigError(
+                f"{cls.__name__} has no model for {name}. Call {cls.__name__}.register({name}, <your class>), or "
+                "register_family with the whole family."
+            )
         classes = family_of(config.model_type).classes
         if cls._task not in classes:
             raise ConfigError(
@@ -173,8 +229,10 @@ class _AutoModel:
         """Let this class load a model class of your own.
 
         Raises:
-            ConfigError: the configuration has a model already and `exist_ok` is false.
+            ConfigError: the model's `config_class` is another one, or the configuration has a model already and
+                `exist_ok` is false.
         """
+        _check_belongs(model_class, config_class)
         if config_class in cls._own and not exist_ok:
             raise ConfigError(f"{cls.__name__} has a model for {config_class.__name__} already. Pass exist_ok=True.")
         cls._own[config_class] = model_class
