@@ -6,11 +6,14 @@ the number of a token in its sequence, padding included, from 0.
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from typing import Any, TypeVar
 
 import torch
 
 __all__ = ["Cache"]
+
+AnyCache = TypeVar("AnyCache", bound="Cache")
 
 
 class Cache:
@@ -78,3 +81,37 @@ class Cache:
     def reset(self) -> None:
         """Forget every token."""
         raise NotImplementedError(f"{type(self).__name__} must define reset().")
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the cache to a safetensors file, atomically.
+
+        Raises:
+            InputError: a store that has no file form.
+            CheckpointError: the file cannot be written.
+        """
+        from quintet.cache.storing import save_cache
+
+        save_cache(self, path)
+
+    @classmethod
+    def load(
+        cls: type[AnyCache],
+        path: str | os.PathLike[str],
+        *,
+        config: Any = None,
+        device: torch.device | str = "cpu",
+    ) -> AnyCache:
+        """Read a cache that `save` has written; `Cache.load` takes every kind.
+
+        Args:
+            path: The file.
+            config: Configuration of the model that will use it, to be told at once when the cache is of another.
+            device: Where the keys and values go.
+
+        Raises:
+            HubError: there is no such file.
+            CheckpointError: it is damaged, hostile, of another kind of cache, or of another model.
+        """
+        from quintet.cache.storing import load_cache
+
+        return load_cache(cls, path, config, device)
