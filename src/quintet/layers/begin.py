@@ -113,7 +113,7 @@ def begin_rotary(
         queries=tokens,
         cache=opened.cache,
         windows=windows_of(config),
-        kinds=getattr(config, "layer_types", None) or (),
+        kinds=config.__dict__.get("layer_types") or (),
     )
     positions = rotary_positions(
         position_ids=position_ids,

@@ -290,5 +290,6 @@ def wanted(config: PreTrainedConfig, **given: bool | None) -> Wanted:
         attentions=one("output_attentions", config.output_attentions),
         hidden_states=one("output_hidden_states", config.output_hidden_states),
         return_dict=one("return_dict", config.use_return_dict),
-        router_logits=one("output_router_logits", getattr(config, "output_router_logits", False)),
+        # not getattr: for a field that is not there it looks for the nearest name, in every forward pass
+        router_logits=one("output_router_logits", config.__dict__.get("output_router_logits", False)),
     )
