@@ -54,6 +54,24 @@ def test_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(out.float(), x @ weight.t(), atol=1e-2, rtol=1e-2)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_single_bfloat16_row_of_many_inputs_is_given_twice(monkeypatch: pytest.MonkeyPatch, bias: bool) -> None:
+    seen = []
+    linear = module.onednn()
+    if linear is None:
+        pytest.skip("torch has no oneDNN here")
+    monkeypatch.setattr(module, "onednn", lambda: lambda x, w, b: seen.append(x.shape[0]) or linear(x, w, b))
+    x, weight = torch.randn(1, 1, 1600).bfloat16(), torch.randn(24, 1600).bfloat16()
+    offset = torch.randn(24).bfloat16() if bias else None
+    with torch.no_grad():
+        got = module.cpu_linear(x, weight, offset)
+        assert got is not None and got.shape == (1, 1, 24)
+        wanted = nn.functional.linear(x.double(), weight.double(), None if offset is None else offset.double())
+        torch.testing.assert_close(got.double(), wanted, rtol=2e-2, atol=0.3)
+        module.cpu_linear(x[..., :64], weight[:, :64].contiguous(), offset)
+    assert seen == [2, 1]
+
+
 def test_a_large_float16_weight_is_converted_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "UPCAST_SLICE", 64)
     weight, x, bias = torch.randn(37, 16).half(), torch.randn(5, 16).half(), torch.randn(37).half()
