@@ -8,8 +8,9 @@ all of them, the last ones of a window, or a fixed number of which the last are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch.nn import functional as F
@@ -18,6 +19,8 @@ from quintet.cache import Cache
 from quintet.errors import InputError
 
 __all__ = ["MaskSpec", "make_encoder_mask", "make_masks"]
+
+Made = TypeVar("Made")
 
 
 @dataclass(eq=False)
@@ -47,7 +50,7 @@ class MaskSpec:
     window: int | None = None
     padding: torch.Tensor | None = None
     given: torch.Tensor | None = None
-    _made: dict[tuple[torch.device, torch.dtype], torch.Tensor] = field(default_factory=dict)
+    _made: dict[tuple[object, ...], Any] = field(default_factory=dict)
 
     @property
     def _plain(self) -> bool:
@@ -66,6 +69,12 @@ class MaskSpec:
             return self._plain
         return self._plain and self.queries == 1 and self.keys == self.past - self.offset + 1
 
+    def once(self, key: tuple[object, ...], make: Callable[[], Made]) -> Made:
+        """Return `make()`, made at the first call with this key: layers of one kind share what a backend needs."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
     def bias(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:
         """Return the caller's float mask in `dtype`, made once, or None when the rule is bool.
 
@@ -74,15 +83,12 @@ class MaskSpec:
         """
         if self.given is None or self.given.dtype == torch.bool:
             return None
-        if (device, dtype) not in self._made:
-            self._made[device, dtype] = self.given.to(device).clamp_min(torch.finfo(dtype).min).to(dtype)
-        return self._made[device, dtype]
+        given = self.given
+        return self.once((device, dtype), lambda: given.to(device).clamp_min(torch.finfo(dtype).min).to(dtype))
 
     def boolean(self, device: torch.device) -> torch.Tensor:
         """Return the rule as bool, broadcastable to (B, H, T, K), True where the query sees the key; made once."""
-        if (device, torch.bool) not in self._made:
-            self._made[device, torch.bool] = self._build(device)
-        return self._made[device, torch.bool]
+        return self.once((device, torch.bool), lambda: self._build(device))
 
     def _build(self, device: torch.device) -> torch.Tensor:
         place = (torch.arange(self.queries, device=device) + self.past)[:, None]  # (T, 1)
@@ -96,13 +102,13 @@ class MaskSpec:
             if isinstance(self.offset, torch.Tensor):
                 rule = rule & (key >= 0)
             if self.padding is not None:
-                rule = rule & self._real(device)[:, None, None, :]  # (B, 1, T, K)
+                rule = rule & self.real_keys(device)[:, None, None, :]  # (B, 1, T, K)
             elif self.causal and not isinstance(self.offset, torch.Tensor):
                 return rule  # every query sees at least itself
         blind = ~rule.any(-1, keepdim=True)
         return rule | (blind & (key == place) if self.causal else blind)
 
-    def _real(self, device: torch.device) -> torch.Tensor:
+    def real_keys(self, device: torch.device) -> torch.Tensor:
         """Return `padding` for the slots of the keys, (B, K)."""
         assert self.padding is not None, "asked for only when there is padding"
         padding = self.padding.to(device)
