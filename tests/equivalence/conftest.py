@@ -1,4 +1,8 @@
-"""Every family, every backend: each test of this folder runs over all of them."""
+"""Every family, every backend: each test of this folder runs over all of them.
+
+A family of your own takes part when its file is loaded first and registers itself:
+`pytest tests/equivalence -p my_family -k my_model_type`.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,32 @@ import pytest
 import torch
 
 from quintet.auto import family_of, model_types
+from quintet.errors import ConfigError
 from quintet.family import Family
-from quintet.layers.attention import BACKENDS
+from quintet.layers.attention import BACKENDS, check_backend
+from quintet.layers.begin import windows_of
+
+# What the logits of float32 models that compute the same in another order may differ by.
+TOLERANCE = {"rtol": 1e-5, "atol": 2e-5}
+
+
+def usable() -> list[str]:
+    """The backends that can run here; those that need a GPU or a package are tested where there is one."""
+    names = []
+    for name in sorted(BACKENDS):
+        try:
+            check_backend(name)
+        except ConfigError:
+            continue
+        if torch.cuda.is_available() or not name.startswith("flash"):
+            names.append(name)
+    return names
+
+
+@pytest.fixture(scope="session", name="backends")
+def backends_fixture() -> list[str]:
+    """See usable."""
+    return usable()
 
 
 @pytest.fixture(params=model_types())
@@ -19,19 +47,55 @@ def family(request: pytest.FixtureRequest) -> Family:
     return family_of(request.param)
 
 
-@pytest.fixture(params=sorted(BACKENDS))
+def built(family: Family, backend: str, task: str, **fields: Any) -> Any:
+    """Make a small model in evaluation mode, with weights that are far from symmetric."""
+    model = family.classes[task](family.tiny(attn_implementation=backend, **fields))
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.15)
+    return model.eval()
+
+
+@pytest.fixture(params=usable())
 def make(request: pytest.FixtureRequest, family: Family) -> Callable[..., Any]:
-    """Makes a small model of the family for a task, in evaluation mode, with weights that are far from symmetric."""
+    """Makes a model of the family for a task: `make("causal-lm", **fields)`, once for every backend."""
 
     def build(task: str = "causal-lm", **fields: Any) -> Any:
-        model = family.classes[task](family.tiny(attn_implementation=request.param, **fields))
-        generator = torch.Generator().manual_seed(2)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.15)
-        return model.eval()
+        return built(family, request.param, task, **fields)
 
     return build
+
+
+@pytest.fixture
+def make_one(family: Family) -> Callable[..., Any]:
+    """The same with the default backend, for what does not depend on it."""
+
+    def build(task: str = "causal-lm", backend: str = "sdpa", **fields: Any) -> Any:
+        return built(family, backend, task, **fields)
+
+    return build
+
+
+@pytest.fixture
+def kinds(family: Family) -> list[tuple[dict[str, Any], int | None]]:
+    """For each kind of layer that the family has: the fields that make all layers of that kind, and its window."""
+    config = family.tiny()
+    windows = windows_of(config)
+    if len(set(windows)) == 1:
+        return [({}, windows[0])]
+    window_of = dict(zip(config.layer_types, windows, strict=True))
+    return [({"layer_types": [kind] * len(windows)}, window) for kind, window in window_of.items()]
+
+
+@pytest.fixture
+def all_experts(family: Family) -> dict[str, int]:
+    """Fields with which every token uses every expert.
+
+    A choice between nearly equal experts may fall the other way when numbers are rounded, and then everything differs.
+    """
+    experts = getattr(family.tiny(), "num_local_experts", None)
+    return {} if experts is None else {"num_experts_per_tok": experts}
 
 
 @pytest.fixture
@@ -40,12 +104,31 @@ def ids() -> torch.Tensor:
     return torch.randint(90, (3, 9), generator=torch.Generator().manual_seed(5))
 
 
-def close(got: torch.Tensor, wanted: torch.Tensor) -> None:
+def close(got: torch.Tensor, wanted: torch.Tensor, **bounds: float) -> None:
     """Equal up to the order in which float32 numbers are added."""
-    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(got, wanted, **{**TOLERANCE, **bounds})
 
 
 @pytest.fixture(name="close", scope="session")
-def close_fixture() -> Callable[[torch.Tensor, torch.Tensor], None]:
+def close_fixture() -> Callable[..., None]:
     """See close."""
     return close
+
+
+def fed(model: Any, ids: torch.Tensor, cut: list[int], mask: torch.Tensor | None = None, past: Any = None) -> Any:
+    """The logits of `ids`, given to the model in parts, and the cache."""
+    logits, end = [], 0
+    for part in ids.split(cut, dim=1):
+        end += part.shape[1]
+        given = None if mask is None else mask[:, :end]
+        out = model(part, attention_mask=given, past_key_values=past, use_cache=True)
+        past = out.past_key_values
+        logits.append(out.logits)
+    assert past.get_seq_length() == end
+    return torch.cat(logits, dim=1), past
+
+
+@pytest.fixture(name="fed", scope="session")
+def fed_fixture() -> Callable[..., Any]:
+    """See fed."""
+    return fed

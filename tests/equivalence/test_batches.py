@@ -91,16 +91,33 @@ def test_a_token_never_sees_those_after_it(make: Any, ids: torch.Tensor, close: 
         assert not torch.allclose(model(ids).logits[:, 5:], model(other).logits[:, 5:], atol=1e-3)
 
 
-def test_the_mask_as_four_dimensions_says_the_same(make: Any, ids: torch.Tensor, close: Any) -> None:
-    model = make()
+def test_the_mask_as_four_dimensions_says_the_same(make: Any, kinds: Any, ids: torch.Tensor, close: Any) -> None:
+    """A 4-D mask stands alone: it must say what causality, padding and the window of a layer say."""
     mask = torch.ones_like(ids)
     mask[1, 7:] = mask[2, 3] = 0
-    full = torch.ones(9, 9).tril().bool() & mask.bool()[:, None, None, :]  # (B, 1, T, S)
-    additive = torch.zeros(full.shape).masked_fill(~full, -torch.inf)
-    with torch.no_grad():
-        wanted = model(ids, attention_mask=mask).logits
-        for given in (full, full.long(), additive, additive.clamp_min(torch.finfo(torch.float32).min)):
-            close(model(ids, attention_mask=given).logits[mask.bool()], wanted[mask.bool()])
+    for fields, window in kinds:
+        model = make(**fields)
+        rule = torch.ones(9, 9).tril().bool()
+        rule &= ~torch.ones(9, 9).tril(-(window or 9)).bool()
+        full = rule & mask.bool()[:, None, None, :]  # (B, 1, T, S)
+        additive = torch.zeros(full.shape).masked_fill(~full, -torch.inf)
+        with torch.no_grad():
+            wanted = model(ids, attention_mask=mask).logits
+            for given in (full, full.long(), additive, additive.clamp_min(torch.finfo(torch.float32).min)):
+                close(model(ids, attention_mask=given).logits[mask.bool()], wanted[mask.bool()])
+
+
+def test_a_mask_of_four_dimensions_replaces_the_window(make: Any, kinds: Any, ids: torch.Tensor, close: Any) -> None:
+    everything = torch.ones(9, 9).tril().bool().repeat(3, 1, 1, 1)
+    for fields, window in kinds:
+        model = make(**fields)
+        with torch.no_grad():
+            got, windowed = model(ids, attention_mask=everything).logits, model(ids).logits
+            if window is None:
+                close(got, windowed)
+            else:
+                close(got[:, :window], windowed[:, :window])
+                assert not torch.allclose(got[:, window:], windowed[:, window:], atol=1e-3)
 
 
 def test_a_query_that_sees_nothing_is_finite(make: Any, ids: torch.Tensor) -> None:
@@ -117,19 +134,50 @@ def test_a_query_that_sees_nothing_is_finite(make: Any, ids: torch.Tensor) -> No
             assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_backends_agree(family: Any, ids: torch.Tensor, close: Any) -> None:
-    from quintet.layers.attention import BACKENDS
-
-    torch.manual_seed(0)
-    model = family.classes["causal-lm"](family.tiny()).eval()
+def test_backends_agree(make_one: Any, backends: list[str], fed: Any, ids: torch.Tensor, close: Any) -> None:
+    model = make_one()
     mask = torch.ones_like(ids)
     mask[0, :4] = mask[1, 7:] = 0
     with torch.no_grad():
         for given in (None, mask, torch.randn(3, 1, 9, 9)):
             results = []
-            for backend in BACKENDS:
-                model.config._attn_implementation = backend
+            for backend in backends:
+                model.set_attn_implementation(backend)
                 results.append(model(ids, attention_mask=given).logits)
                 results.append(model(ids, attention_mask=given, output_attentions=True).logits)
+                if given is None or given.dim() == 2:
+                    results.append(fed(model, ids, [4, 1, 3, 1], given)[0])
+            real = slice(None) if given is None or given.dim() == 4 else mask.bool()
             for result in results[1:]:
-                close(result, results[0])
+                close(result[real], results[0][real])
+
+
+@pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
+def test_rows_whose_rotation_depends_on_the_length(
+    make: Any, family: Any, ids: torch.Tensor, close: Any, rope_type: str
+) -> None:
+    """What a row gives depends on its own length alone, whatever rows are beside it."""
+    if not hasattr(family.tiny(), "rope_parameters"):
+        assert not hasattr(family.config, "rope_parameters"), "a family without rotation"
+        return
+    size, share = len(rotary_of(make()).inv_freq), family.tiny().partial_rotary_factor
+    base = {"rope_theta": 10000.0} if share == 1 else {"rope_theta": 10000.0, "partial_rotary_factor": share}
+    parameters: dict[str, Any] = {"rope_type": "dynamic", "factor": 3.0}
+    if rope_type == "longrope":
+        factors = {"short_factor": [1.0] * size, "long_factor": [4.0 + i for i in range(size)]}
+        parameters = {"rope_type": "longrope", "original_max_position_embeddings": 6, "factor": 2.0, **factors}
+    # The limit is between the lengths of the rows.
+    model = make(max_position_embeddings=6, rope_parameters={**base, **parameters})
+    mask = torch.ones_like(ids)
+    mask[0, :5] = mask[2, :2] = 0  # 4, 9 and 7 tokens
+    with torch.no_grad():
+        for given in (None, mask):
+            together = model(ids, attention_mask=given).logits
+            for row, got, real in zip(ids, together, mask.bool() if given is not None else ids >= 0, strict=True):
+                close(got[real], model(row[real][None]).logits[0])
+        plain = make(rope_parameters={"rope_type": "default", **base})
+        assert not torch.allclose(plain(ids).logits, model(ids).logits, atol=1e-3)
+
+
+def rotary_of(model: Any) -> Any:
+    return next(module for module in model.modules() if hasattr(module, "inv_freq"))

@@ -7,53 +7,42 @@ from typing import Any
 import pytest
 import torch
 
-CUTS = [[1] * 9, [4, 5], [7, 1, 1], [2, 3, 4], [8, 1]]
+from quintet.cache import DynamicCache
+from quintet.errors import InputError
+from quintet.layers.begin import windows_of
+
+MODES = {"grad": torch.enable_grad, "no_grad": torch.no_grad, "inference": torch.inference_mode}
 
 
-def fed(model: Any, ids: torch.Tensor, cut: list[int], mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
-    """The logits of `ids`, given to the model in parts."""
-    logits, past, end = [], None, 0
-    for part in ids.split(cut, dim=1):
-        end += part.shape[1]
-        given = None if mask is None else mask[:, :end]
-        out = model(part, attention_mask=given, past_key_values=past, use_cache=True, **kwargs)
-        past = out.past_key_values
-        logits.append(out.logits)
-    assert past.get_seq_length() == end
-    return torch.cat(logits, dim=1)
-
-
-@pytest.mark.parametrize("cut", CUTS, ids=str)
-@pytest.mark.parametrize("mode", ["grad", "no_grad", "inference"])
-def test_cached_equals_uncached(make: Any, ids: torch.Tensor, close: Any, cut: list[int], mode: str) -> None:
-    model = make()
-    around = {"grad": torch.enable_grad, "no_grad": torch.no_grad, "inference": torch.inference_mode}[mode]
-    with around():
-        close(fed(model, ids, cut), model(ids, use_cache=False).logits)
-
-
-@pytest.mark.parametrize("cut", CUTS, ids=str)
-def test_cached_equals_uncached_with_padding(make: Any, ids: torch.Tensor, close: Any, cut: list[int]) -> None:
+@pytest.mark.parametrize("mode", MODES)
+def test_cached_equals_uncached(make: Any, fed: Any, ids: torch.Tensor, close: Any, mode: str) -> None:
     model = make()
     mask = torch.ones_like(ids)
     mask[0, :3] = mask[1, 6:] = mask[2, 4] = 0
-    with torch.no_grad():
-        whole = model(ids, attention_mask=mask, use_cache=False).logits
-        close(fed(model, ids, cut, mask)[mask.bool()], whole[mask.bool()])
+    real = mask.bool()
+    with MODES[mode]():
+        whole, padded = model(ids, use_cache=False).logits, model(ids, attention_mask=mask, use_cache=False).logits
+        for cut in ([1] * 9, [4, 5], [7, 1, 1], [2, 3, 4], [8, 1]):
+            close(fed(model, ids, cut)[0], whole)
+            close(fed(model, ids, cut, mask)[0][real], padded[real])
 
 
 def test_the_tuple_form_goes_in_and_comes_out(make: Any, ids: torch.Tensor, close: Any) -> None:
     model = make()
     with torch.no_grad():
         whole = model(ids).logits
-        first = model(ids[:, :5], use_cache=True)
+        # Without a configuration every key is kept, those that a window does not show too.
+        first = model(ids[:, :5], past_key_values=DynamicCache(), use_cache=True)
         past = first.past_key_values.to_legacy_cache()
         before = [tensor.clone() for pair in past for tensor in pair]
         for end in range(5, 9):
             out = model(ids[:, end : end + 1], past_key_values=past, use_cache=True)
             assert isinstance(out.past_key_values, tuple)
+            assert all(tensor.shape[2] == end + 1 for pair in out.past_key_values for tensor in pair)
             close(out.logits, whole[:, end : end + 1])
             past = out.past_key_values
+        there_and_back = DynamicCache.from_legacy_cache(past).to_legacy_cache()
+        assert all(torch.equal(a, b) for p, q in zip(past, there_and_back, strict=True) for a, b in zip(p, q))  # noqa: B905
     # what was given is not written to: it can be continued a second time
     assert all(torch.equal(a, b) for a, b in zip(before, (t for p in first.past_key_values for t in p), strict=True))
     with torch.no_grad():
@@ -64,7 +53,7 @@ def test_the_tuple_form_goes_in_and_comes_out(make: Any, ids: torch.Tensor, clos
 def test_after_crop(make: Any, ids: torch.Tensor, close: Any) -> None:
     model = make()
     with torch.no_grad():
-        past = model(ids, use_cache=True).past_key_values
+        past = model(ids, past_key_values=DynamicCache(), use_cache=True).past_key_values
         past.crop(4)
         other = (ids + 1)[:, 4:]
         got = model(other, past_key_values=past, use_cache=True)
@@ -72,6 +61,34 @@ def test_after_crop(make: Any, ids: torch.Tensor, close: Any) -> None:
         more = model(ids[:, 7:], past_key_values=past, use_cache=True)
         close(got.logits, model(torch.cat([ids[:, :4], other], 1)).logits[:, 4:])
         close(more.logits, model(torch.cat([ids[:, :4], other[:, :3], ids[:, 7:]], 1)).logits[:, 7:])
+
+
+@pytest.mark.parametrize("cut", [[6, 3], [1] * 9, [8, 1]], ids=str)
+def test_a_store_with_windows_undoes_and_refuses(
+    make: Any, family: Any, fed: Any, ids: torch.Tensor, close: Any, cut: list[int]
+) -> None:
+    """What a model makes by itself drops keys: the last update can be undone, a deep crop is refused and changes
+    nothing."""
+    model = make()
+    with torch.no_grad():
+        past = fed(model, ids, cut)[1]
+        past.crop(-cut[-1])
+        start = 9 - cut[-1]
+        other = (ids + 1)[:, start:]
+        wanted = model(torch.cat([ids[:, :start], other], 1)).logits[:, start:]
+        close(model(other, past_key_values=past).logits, wanted)
+        past = fed(model, ids[:, :8].repeat(1, 3), [8, 8, 8])[1]
+        if windows_of(model.config) == [None] * model.config.num_hidden_layers:
+            assert len(past.to_legacy_cache()) == model.config.num_hidden_layers
+            past.crop(3)
+            close(model(ids[:, 3:], past_key_values=past).logits, model(ids).logits[:, 3:])
+            return
+        with pytest.raises(InputError, match="has dropped keys .* use a DynamicCache.. made without a config"):
+            past.to_legacy_cache()
+        with pytest.raises(InputError, match="cannot be cropped from 24 to 3 tokens: .* without a config"):
+            past.crop(3)
+        longer = torch.cat([ids[:, :8].repeat(1, 3), other], 1)
+        close(model(other, past_key_values=past).logits, model(longer).logits[:, 24:])
 
 
 def test_after_rows_are_chosen(make: Any, ids: torch.Tensor, close: Any) -> None:
@@ -91,9 +108,9 @@ def test_after_rows_are_chosen(make: Any, ids: torch.Tensor, close: Any) -> None
         )
 
 
-def test_gradients_flow_through_a_cache(make: Any, ids: torch.Tensor, close: Any) -> None:
+def test_gradients_flow_through_a_cache(make: Any, fed: Any, ids: torch.Tensor) -> None:
     model = make()
-    fed(model, ids, [4, 2, 3]).logsumexp(-1).sum().backward()
+    fed(model, ids, [4, 2, 3])[0].logsumexp(-1).sum().backward()
     got = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
     model(ids, use_cache=False).logits.logsumexp(-1).sum().backward()
