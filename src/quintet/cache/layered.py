@@ -120,7 +120,9 @@ def layer_windows(config: Any) -> list[int | None] | None:
     Raises:
         ConfigError: an unknown kind of layer, another number of them than there are layers, a window below 1.
     """
-    kinds, window = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
+    # Not getattr: for a field that is not there our configurations look for the nearest name, which takes long and
+    # cannot be compiled.
+    kinds, window = config.__dict__.get("layer_types"), config.__dict__.get("sliding_window")
     count = getattr(config, "num_hidden_layers", None)
     if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
         raise ConfigError(f"sliding_window is {window!r}, but must be a whole number from 1, or None for no window.")
