@@ -285,3 +285,36 @@ def test_a_tokenizer_of_another_model_is_refused(tiny_gpt2: Path, tmp_path: Path
         (tmp_path / name).write_bytes((tiny_gpt2 / name).read_bytes())
     assert main(["generate", "--model", str(tmp_path), PROMPT]) == 1
     assert re.search(r"the tokenizer has \d+ tokens, but the model only 99", capsys.readouterr().err)
+
+
+def test_rows_of_a_padded_vocabulary_are_never_written(tiny_gpt2, tmp_path, capsys):
+    """Published vocabularies have more rows than tokens; here those rows score highest."""
+    import torch
+
+    from quintet import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_gpt2), AutoTokenizer.from_pretrained(tiny_gpt2)
+    model.resize_token_embeddings(len(tokenizer) + 30)
+    model.config.tie_word_embeddings = False
+    head = torch.nn.Linear(32, len(tokenizer) + 30, bias=False)
+    head.weight.data[: len(tokenizer)] = model.lm_head.weight.data[: len(tokenizer)]
+    head.weight.data[len(tokenizer) :] = 50 * model.lm_head.weight.data[:30]
+    model.lm_head = head
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    ids = tokenizer(PROMPT, return_tensors="pt").input_ids
+    assert int(model.generate(ids, max_new_tokens=12, do_sample=False).max()) >= len(tokenizer)  # it would
+    seen: list[int] = []
+    generate = type(model).generate
+
+    def watched(self, *args, **kwargs):
+        out = generate(self, *args, **kwargs)
+        seen.extend(out[0].tolist())
+        return out
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(model), "generate", watched)
+        for how in (["--greedy"], ["--seed", "1", "--temperature", "5"]):
+            assert main(["generate", PROMPT, "--model", str(tmp_path), "-n", "12", *how]) == 0
+    assert len(seen) > 2 * len(ids[0]) and max(seen) < len(tokenizer)
+    capsys.readouterr()

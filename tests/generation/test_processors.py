@@ -10,6 +10,7 @@ import torch
 
 from quintet.errors import GenerationError
 from quintet.generation import (
+    KnownTokensLogitsProcessor,
     LogitsProcessor,
     LogitsProcessorList,
     LogitsWarper,
@@ -104,3 +105,16 @@ def test_ignored_lengths_of_another_batch() -> None:
     processor = RepetitionPenaltyLogitsProcessor(1.2, torch.tensor([1, 2]))
     with pytest.raises(GenerationError, match="has 2 rows and the batch 3"):
         processor(torch.zeros(3, 4, dtype=torch.long), torch.zeros(3, 9))
+
+
+def test_known_tokens_alone_are_left() -> None:
+    scores = torch.arange(8.0).repeat(2, 1)
+    only = KnownTokensLogitsProcessor([0, 2, 5, 5, 11])
+    got = only(torch.zeros(2, 1, dtype=torch.long), scores)
+    assert got.argmax(-1).tolist() == [5, 5]
+    assert torch.isinf(got).sum(-1).tolist() == [5, 5]
+    assert got[:, [0, 2, 5]].equal(scores[:, [0, 2, 5]])
+    assert only(torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 12)).isfinite().sum() == 4
+    for ids in ([], [-1, 3], [1.5]):
+        with pytest.raises(GenerationError, match="token ids from 0 on"):
+            KnownTokensLogitsProcessor(ids)

@@ -177,7 +177,7 @@ def _check_vocabulary(model: Any, tokenizer: Any) -> None:
 
 def _room(model: Any, prompt_tokens: int, wanted: int | None) -> int:
     """How many tokens to write: `wanted` if they fit behind the prompt, or by default what fits."""
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = model._position_limit()
     if limit is None:
         return wanted or DEFAULT_NEW_TOKENS
     if prompt_tokens + (wanted or 1) > limit:
@@ -300,7 +300,7 @@ def _continue(
     """Generate after `ids`, handing text to `write` as it is finished. Imports torch."""
     import torch
 
-    from quintet.generation import TextStreamer
+    from quintet.generation import KnownTokensLogitsProcessor, TextStreamer
 
     filtered = StopFilter(stops, write or (lambda text: None))
 
@@ -308,11 +308,15 @@ def _continue(
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
             filtered.feed(text, end=stream_end)
 
+    vocabulary = tokenizer.get_vocab()
+    padded = len(vocabulary) < model.get_input_embeddings().num_embeddings
+    known = [KnownTokensLogitsProcessor(vocabulary.values())] if padded else None
     torch.manual_seed(seed)
     input_ids = torch.tensor([ids], device=model.device)  # (1, T)
     began = time.perf_counter()
     output = model.generate(
         input_ids,
+        logits_processor=known,
         attention_mask=torch.ones_like(input_ids),
         tokenizer=tokenizer,
         streamer=Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from quintet.generation.loops.column import Column
     from quintet.generation.output import GenerateDecoderOnlyOutput
     from quintet.generation.processors import (
+        KnownTokensLogitsProcessor,
         LogitsProcessor,
         LogitsProcessorList,
         LogitsWarper,
@@ -45,6 +46,7 @@ __all__ = [
     "GenerateDecoderOnlyOutput",
     "GenerationConfig",
     "GenerationMixin",
+    "KnownTokensLogitsProcessor",
     "LogitsProcessor",
     "LogitsProcessorList",
     "LogitsWarper",
