@@ -122,10 +122,12 @@ def test_published_configurations_are_read(transformers: Any) -> None:
     common |= {"rotary_emb_base": 10000, "tie_word_embeddings": False, "torch_dtype": "float16", "use_cache": True}
     pythia = {"eos_token_id": 0, "hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8}
     pythia |= {"num_hidden_layers": 6, "use_parallel_residual": True, "vocab_size": 50304}
-    large = {"attention_probs_dropout_prob": 0, "eos_token_id": 0, "hidden_dropout_prob": 0, "hidden_size": 6144}
+    large = {"attention_probs_dropout_prob": 0, "hidden_dropout_prob": 0, "eos_token_id": 0, "hidden_size": 6144}
+    large |= {"hidden_act": "gelu_fast"}
     large |= {"intermediate_size": 24576, "num_attention_heads": 64, "num_hidden_layers": 44, "vocab_size": 50432}
     for fields in (pythia, large):
-        ours, theirs = GPTNeoXConfig.from_dict({**common, **fields}), transformers.GPTNeoXConfig(**common, **fields)
+        data = {**common, **fields}
+        ours, theirs = GPTNeoXConfig.from_dict(data), transformers.GPTNeoXConfig.from_dict(data)
         for name, value in fields.items():
             assert getattr(ours, name) == value, name
         assert ours.rope_parameters == theirs.rope_parameters

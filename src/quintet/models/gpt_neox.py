@@ -1,7 +1,7 @@
 """GPT-NeoX (Black et al. 2022, "GPT-NeoX-20B", arXiv 2204.06745) and Pythia: the whole family in one file.
 
 Pre-norm blocks whose attention and feed-forward layer read the same input, rotary positions over a part of each head,
-queries, keys and values from one layer, exact GELU, an output head of its own.
+queries, keys and values from one layer, GELU (exact in Pythia), an output head of its own.
 
 Letters: B rows, T new tokens, S all tokens, H heads, D head size, E = hidden_size, V vocabulary, L labels.
 """
