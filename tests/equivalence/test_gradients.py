@@ -21,7 +21,7 @@ def gradients(model: Any, logits: torch.Tensor) -> dict[str, torch.Tensor]:
 def same(got: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
     assert got.keys() == wanted.keys()
     for name, gradient in wanted.items():
-        torch.testing.assert_close(got[name], gradient, rtol=1e-4, atol=1e-4, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(got[name], gradient, rtol=1e-4, atol=1e-4)
 
 
 @pytest.fixture
