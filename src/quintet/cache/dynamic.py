@@ -13,7 +13,6 @@ import torch
 from quintet.cache.dynamic_layers import DynamicLayer, DynamicSlidingLayer
 from quintet.cache.layered import CacheLayer, LayeredCache, layer_windows
 from quintet.cache.offloaded import Transport, offloaded, prefetch_next
-from quintet.errors import InputError
 
 __all__ = ["DynamicCache", "OffloadedCache"]
 
@@ -86,26 +85,6 @@ class DynamicCache(LayeredCache):
     def value_cache(self) -> list[torch.Tensor]:
         """Values by layer, as the older interface had them."""
         return [values for _, values in self]
-
-    def to_legacy_cache(self) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
-        """Return the tuple form: for each layer a pair (keys, values), each (B, H, S, D).
-
-        Raises:
-            InputError: a layer with a window has dropped keys, which a tuple could not say.
-        """
-        if all(layer.keys is None for layer in self.layers):
-            return ()
-        pairs = []
-        for index, layer in enumerate(self.layers):
-            pair = layer.whole()
-            if pair is None and layer.keys is not None:
-                raise InputError(
-                    f"layer {index} has a window of {layer.window} tokens and has dropped keys of the {layer.length} "
-                    "it has seen, so it has no tuple form. Keep the cache as it is, or use a DynamicCache() made "
-                    "without a config, which keeps every key."
-                )
-            pairs.append(self[index] if pair is None else pair)
-        return tuple(pairs)
 
     @classmethod
     def from_legacy_cache(

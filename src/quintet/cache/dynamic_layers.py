@@ -226,11 +226,13 @@ class DynamicSlidingLayer(DynamicLayer):
         if wanted == self.length:
             return
         if wanted == 0:
-            self._end = self.length = 0
-        elif not self._holds(wanted, self._end, self.length) and self._before is not None:
+            self._end, self.length, self._before = 0, 0, None
+            return
+        if not self._holds(wanted, self._end, self.length) and self._before is not None:
             self._keys, self._values, self._end, self.length, self._own = self._before
+            self._before = None
         self._end -= self.length - wanted
-        self.length, self._before = wanted, None
+        self.length = wanted
 
     def restore(self, keys: torch.Tensor, values: torch.Tensor, length: int) -> None:
         """Take what another store of this kind held: its `keys`, `values` and `length`."""

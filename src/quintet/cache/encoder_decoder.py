@@ -89,7 +89,7 @@ class EncoderDecoderCache(Cache):
             InputError: a store without a tuple form.
         """
         tokens, encoder = self.self_attention_cache, self.cross_attention_cache
-        if not isinstance(tokens, DynamicCache) or not isinstance(encoder, DynamicCache):
+        if not isinstance(tokens, LayeredCache) or not isinstance(encoder, LayeredCache):
             raise InputError("only a pair of DynamicCache has a tuple form; keep the cache as it is.")
         own, other = tokens.to_legacy_cache(), encoder.to_legacy_cache()
         return tuple((*pair, *states) for pair, states in zip(own, other, strict=True)) if other else own
@@ -118,6 +118,7 @@ def as_cache(past_key_values: Any) -> Cache | None:
     if isinstance(past_key_values, (tuple, list)):
         pairs = all(isinstance(p, (tuple, list)) and len(p) in (2, 4) for p in past_key_values)
         if pairs and all(isinstance(t, torch.Tensor) and t.dim() == 4 for p in past_key_values for t in p):
+            _check_layers(past_key_values)
             if any(len(p) == 4 for p in past_key_values):  # (keys, values, encoder keys, encoder values)
                 return EncoderDecoderCache.from_legacy_cache(past_key_values)
             return DynamicCache(past_key_values)
@@ -125,3 +126,19 @@ def as_cache(past_key_values: Any) -> Cache | None:
         f"past_key_values is a {type(past_key_values).__name__}, but must be a Cache (DynamicCache, ...) or a tuple "
         "with one pair of (rows, heads, tokens, head size) tensors per layer."
     )
+
+
+def _check_layers(layers: Sequence[Sequence[torch.Tensor]]) -> None:
+    """Raise InputError when the tensors of a tuple form do not belong together."""
+    for index, layer in enumerate(layers):
+        if len(layer) != len(layers[0]):
+            raise InputError(
+                f"layer {index} of past_key_values has {len(layer)} tensors and layer 0 {len(layers[0])}. Give (keys, "
+                "values) for each layer, or (keys, values, encoder keys, encoder values) for each."
+            )
+        for keys, values in zip(layer[::2], layer[1::2], strict=True):
+            if keys.shape[:3] != values.shape[:3]:
+                raise InputError(
+                    f"layer {index} of past_key_values has keys of shape {tuple(keys.shape)} and values of shape "
+                    f"{tuple(values.shape)}, but rows, heads and tokens must be the same."
+                )

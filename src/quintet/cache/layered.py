@@ -222,3 +222,23 @@ class LayeredCache(Cache):
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         return (self[index] for index in range(len(self.layers)))
+
+    def to_legacy_cache(self) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
+        """Return the tuple form: for each layer a pair (keys, values), each (B, H, S, D); () when nothing is stored.
+
+        Raises:
+            InputError: a layer with a window has dropped keys, which a tuple could not say.
+        """
+        if all(layer.keys is None for layer in self.layers):
+            return ()
+        pairs = []
+        for index, layer in enumerate(self.layers):
+            pair = layer.whole()
+            if pair is None and layer.keys is not None:
+                raise InputError(
+                    f"layer {index} has a window of {layer.window} tokens and has dropped keys of the {layer.length} "
+                    "it has seen, so it has no tuple form. Keep the cache as it is, or use a DynamicCache() made "
+                    "without a config, which keeps every key."
+                )
+            pairs.append(self[index] if pair is None else pair)
+        return tuple(pairs)

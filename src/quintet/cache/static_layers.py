@@ -190,8 +190,8 @@ class StaticSlidingWindowLayer(StaticLayer):
         super().__init__(max_cache_len)
         self.window: int = checked_count("sliding_window", sliding_window)
         self._oldest = 0  # no key of a slot before this one is held: a crop moved what is older out of reach
-        # The memory before an update longer than SLACK, and that update's tokens, to undo it.
-        self._before: tuple[torch.Tensor, torch.Tensor, int] | None = None
+        # The memory before an update longer than SLACK, the tokens since, and `_oldest` then; to undo that update.
+        self._before: tuple[torch.Tensor, torch.Tensor, int, int] | None = None
 
     @property
     def _shown(self) -> int:
@@ -235,7 +235,7 @@ class StaticSlidingWindowLayer(StaticLayer):
         """
         old_keys, old_values = self._prepare(keys, values)
         new = keys.shape[2]
-        self._before = None if new <= SLACK else (old_keys.clone(), old_values.clone(), new)
+        self._before = None if new <= SLACK else (old_keys.clone(), old_values.clone(), new, self._oldest)
         all_keys = torch.cat([old_keys, keys], dim=2)  # (B, H, room + T, D)
         all_values = torch.cat([old_values, values], dim=2)
         old_keys.copy_(all_keys[:, :, new:])
@@ -243,18 +243,16 @@ class StaticSlidingWindowLayer(StaticLayer):
         self._seen.add_(new)
         return all_keys[:, :, self._room - self._shown :], all_values[:, :, self._room - self._shown :]
 
-    def _holds(self, wanted: int, length: int) -> bool:
+    def _holds(self, wanted: int, length: int, oldest: int) -> bool:
         """Whether memory that ends at `length` has all that a window at `wanted` needs."""
-        oldest = max(self._oldest, length - self._room)
-        return wanted <= length and wanted - min(wanted, self.window - 1) >= oldest
+        return wanted <= length and wanted - min(wanted, self.window - 1) >= max(oldest, length - self._room)
 
     def check_crop(self, max_length: int) -> None:
         """Raise InputError when the keys of a window that ends at `max_length` are no longer held."""
         length, wanted = self.length, self.wanted(max_length)
-        before = length if self._before is None else length - self._before[2]
-        if wanted in (0, length) or self._holds(wanted, length):
+        if wanted in (0, length) or self._holds(wanted, length, self._oldest):
             return
-        if self._before is None or not self._holds(wanted, before):
+        if self._before is None or not self._holds(wanted, length - self._before[2], self._before[3]):
             raise InputError(
                 f"the cache cannot be cropped from {length} to {wanted} tokens: a layer with a window of "
                 f"{self.window} has dropped keys that are needed there. To crop anywhere, use a DynamicCache() "
@@ -274,25 +272,28 @@ class StaticSlidingWindowLayer(StaticLayer):
         if wanted == 0:
             self.reset()
             return
-        if not self._holds(wanted, length) and self._before is not None:
-            self._keys.copy_(self._before[0])
-            self._values.copy_(self._before[1])
-            length -= self._before[2]
+        if self._before is not None:
+            old_keys, old_values, tokens, oldest = self._before
+            if self._holds(wanted, length, self._oldest):
+                self._before = (old_keys, old_values, tokens - (length - wanted), oldest)
+            else:
+                self._keys.copy_(old_keys)
+                self._values.copy_(old_values)
+                length, self._oldest, self._before = length - tokens, oldest, None
         self._oldest = max(self._oldest, length - self._room)
         kept = self._room - (length - wanted)
         for memory in (self._keys, self._values):
             tail = memory[:, :, :kept].clone()  # the two places overlap
             memory.zero_()
             memory[:, :, self._room - kept :] = tail
-        self._before = None
         self._set_length(wanted)
 
     def map_rows(self, rows: torch.Tensor | int) -> None:
         """See CacheLayer.map_rows."""
         super().map_rows(rows)
         if self._before is not None:
-            keys, values, tokens = self._before
-            self._before = (mapped(keys, rows), mapped(values, rows), tokens)
+            keys, values, *rest = self._before
+            self._before = (mapped(keys, rows), mapped(values, rows), rest[0], rest[1])
 
     def restore(self, keys: torch.Tensor, values: torch.Tensor, length: int) -> None:
         """Take what another store of this kind held: its `keys`, `values` and `length`."""
