@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from quintet.cache import Cache, DynamicCache, EncoderDecoderCache, as_cache
+from quintet.cache import Cache, DynamicCache, EncoderDecoderCache, StaticCache, as_cache
 from quintet.errors import InputError
 
 
@@ -74,6 +76,31 @@ def test_every_form_that_is_taken(cache: EncoderDecoderCache) -> None:
     four = as_cache(cache.to_legacy_cache())
     assert isinstance(four, EncoderDecoderCache)
     assert four.cross_attention_cache.get_seq_length() == 6
+
+
+def test_the_pair_answers_for_its_tokens(cache: EncoderDecoderCache) -> None:
+    assert cache.get_mask_sizes(2, 0) == (6, 0)
+    assert cache.past() == 4
+    assert cache.get_max_cache_shape() == -1
+    assert not cache.is_compileable
+    config = SimpleNamespace(num_hidden_layers=2, layer_types=None, sliding_window=None)
+    fixed = EncoderDecoderCache(StaticCache(config, 8), cache.cross_attention_cache)
+    assert fixed.is_compileable
+    assert fixed.get_mask_sizes(2, 0) == (8, 0)
+    assert fixed.get_max_cache_shape() == fixed.get_max_cache_shape(1) == 8
+    assert fixed.past().shape == ()  # type: ignore[union-attr]
+    for layer in range(2):
+        fixed.update(*states(3), layer)
+    assert [[t.shape[2] for t in layer] for layer in fixed.to_legacy_cache()] == [[3, 3, 6, 6]] * 2
+    assert len(fixed) == 2
+
+
+def test_tuples_that_do_not_belong_together(cache: EncoderDecoderCache) -> None:
+    four, two = cache.to_legacy_cache(), cache.self_attention_cache.to_legacy_cache()  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match="layer 1 of past_key_values has 2 tensors and layer 0 4"):
+        as_cache((four[0], two[1]))
+    with pytest.raises(InputError, match=r"layer 0 .* keys of shape \(2, 3, 4, 4\) and values of shape \(2, 3, 5, 4\)"):
+        as_cache(((states(4)[0], states(5)[1]),))
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from quintet.cache.encoder_decoder import EncoderDecoderCache
 from quintet.cache.layered import CacheLayer, LayeredCache, layer_windows
 from quintet.cache.quantized import PER_CHANNEL, QuantizedCache, QuantizedLayer
 from quintet.cache.static import StaticCache
-from quintet.cache.static_layers import StaticLayer
+from quintet.cache.static_layers import StaticSlidingWindowLayer
 from quintet.errors import CheckpointError, ConfigError, InputError
 from quintet.hub import StagedFiles, open_regular, parse_json_object
 
@@ -259,7 +259,7 @@ class _Reader:
             self._fill_quantized(layer, prefix, length)
             return
         held = length if layer.window is None else min(length, layer.window - 1)
-        if isinstance(layer, StaticLayer):
+        if isinstance(layer, StaticSlidingWindowLayer):
             held = min(held, layer.max_cache_len)
         keys = self._take(f"{prefix}keys", tokens=held)
         values = self._take(f"{prefix}values", tokens=held, heads=keys.shape[1])
