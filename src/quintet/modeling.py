@@ -20,6 +20,7 @@ from quintet.layers.conv1d import Conv1D
 from quintet.layers.norm import RMSNorm
 from quintet.outputs import ModelOutput
 from quintet.quant.model import Quantized
+from quintet.quant.packed_experts import count
 from quintet.swap import SwapReport
 
 __all__ = ["PreTrainedModel"]
@@ -172,12 +173,12 @@ class PreTrainedModel(Embeddings, Quantized):
         return next(p.dtype for p in self.parameters() if p.is_floating_point())
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        """Count the parameters, shared ones once."""
+        """Count the parameters, shared ones once; a packed one counts as the numbers that it holds."""
         skip = set()
         if exclude_embeddings:
             skip = {id(p) for m in self.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
         return sum(
-            p.numel() for p in self.parameters() if id(p) not in skip and (p.requires_grad or not only_trainable)
+            count(p) for p in self.parameters() if id(p) not in skip and (p.requires_grad or not only_trainable)
         )
 
     def get_memory_footprint(self, return_buffers: bool = True) -> int:

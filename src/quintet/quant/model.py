@@ -52,7 +52,7 @@ class Quantized(LoadSave):
             dtype=dtype,
             device=device,
         )
-        self._declare(asked or declared if packed else None, stored)
+        self._declare((asked or declared or Mxfp4Config()) if packed else None, stored)
         return source
 
     def _declare(self, packed: Mxfp4Config | None, stored: Any = None) -> None:

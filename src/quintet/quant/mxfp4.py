@@ -25,7 +25,7 @@ _VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 # Half way between neighbours; True where a number exactly there belongs to the upper one, whose last bit is 0.
 _BETWEEN = ((0.25, False), (0.75, True), (1.25, False), (1.75, True), (2.5, False), (3.5, True), (5.0, False))
 # Elements that are unpacked or packed at a time: what is made on the way fits a cache.
-_CHUNK = 2**21
+_CHUNK = 2**19
 # A pair of elements of each type, moved as one.
 _PAIRS = {torch.bfloat16: torch.int32, torch.float32: torch.int64, torch.float64: torch.complex128}
 
@@ -62,7 +62,9 @@ def unpack(blocks: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype = torc
     *lead, groups = scales.shape
     # float16 has neither the range of the scales nor that of the bytes' pairs: it is rounded from float32
     wide = dtype if dtype in _PAIRS else torch.float32
-    pairs, powers = _tables(wide, blocks.device)
+    # a compiler makes the tables part of its graph, and warns of caches
+    tables = _tables.__wrapped__ if torch.compiler.is_compiling() else _tables
+    pairs, powers = tables(wide, blocks.device)
     flat, exponents = blocks.reshape(-1, groups * BLOCK // 2), scales.reshape(-1, groups)  # (R, 16 G), (R, G)
     rows, step = len(flat), max(1, _CHUNK // max(1, groups * BLOCK))
     if rows <= step:

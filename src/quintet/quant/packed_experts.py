@@ -16,7 +16,7 @@ from quintet.errors import InputError
 from quintet.layers.experts import Experts, RoutedExperts, clamped_swiglu
 from quintet.quant.mxfp4 import BLOCK, check_width, pack, unpack
 
-__all__ = ["PackedExperts", "PackedParameter", "packed_linear"]
+__all__ = ["PackedExperts", "PackedParameter", "count", "packed_linear"]
 
 # Weights that are unpacked at a time: 4 MiB in bfloat16, which are still in a cache when they are multiplied.
 TILE = 2**21
@@ -24,7 +24,7 @@ WEIGHTS = ("gate_up_proj", "down_proj")
 
 
 class PackedParameter(nn.Parameter):
-    """A parameter of packed bytes, which no gradient can change."""
+    """A parameter of packed bytes, (E, out, in / 32, 16) or their scales (E, out, in / 32), without gradients."""
 
     def __new__(cls, data: torch.Tensor, requires_grad: bool = False) -> PackedParameter:
         """Make one of uint8 bytes.
@@ -34,7 +34,7 @@ class PackedParameter(nn.Parameter):
         """
         if requires_grad:
             _refuse_gradients()
-        made: PackedParameter = super().__new__(cls, data, False)
+        made: PackedParameter = super().__new__(cls, data.detach(), False)
         return made
 
     @property
@@ -55,6 +55,13 @@ class PackedParameter(nn.Parameter):
         """
         self.requires_grad = requires_grad
         return self
+
+
+def count(parameter: nn.Parameter) -> int:
+    """Return how many numbers of the model a parameter holds: of packed ones two in each byte, and none in a scale."""
+    if not isinstance(parameter, PackedParameter):
+        return parameter.numel()
+    return 2 * parameter.numel() if parameter.dim() == 4 else 0
 
 
 def _refuse_gradients() -> None:
