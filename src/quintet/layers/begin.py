@@ -125,12 +125,13 @@ def begin_rotary(
         limit=config.max_position_embeddings,
         device=x.device,
     )
+    cos, sin = rotary(positions)  # each (B or 1, T, R)
     return Step(
         masks=masks,
         cache=opened.cache,
         backend=check_backend(config._attn_implementation),
         output_attentions=want.attentions,
         output_router_logits=want.router_logits,
-        rope=rotary(positions),
+        rope=(cos.to(x.dtype), sin.to(x.dtype)),  # once here, and not in every layer
         head_mask=head_mask,
     )
