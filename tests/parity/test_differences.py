@@ -179,3 +179,27 @@ def test_int32_labels(pair: Any) -> None:
     assert ours(IDS, labels=labels).loss.isfinite()
     with pytest.raises(RuntimeError):
         theirs(IDS, labels=labels)
+
+
+def test_what_gpt1_takes_and_they_do_not(pair: Any, transformers: Any) -> None:
+    from quintet import OpenAIGPTModel
+    from quintet.models.openai_gpt import tiny
+
+    ours, theirs = pair("OpenAIGPTModel")
+    mask = torch.ones(2, 1, 5, 5).tril().bool()
+    assert ours(IDS, attention_mask=mask).last_hidden_state.shape == (2, 5, 32)
+    with pytest.raises((RuntimeError, IndexError)):
+        theirs(IDS, attention_mask=mask)
+    fields = tiny(afn="gelu_new").to_dict()
+    OpenAIGPTModel(tiny(afn="gelu_new"))
+    with pytest.raises(KeyError, match="gelu_new"):
+        transformers.OpenAIGPTModel(transformers.OpenAIGPTConfig.from_dict(fields))
+    with pytest.raises(ConfigError, match="summary_type is 'attn'"):
+        tiny(summary_type="attn")
+    attn = transformers.OpenAIGPTConfig.from_dict({**tiny().to_dict(), "summary_type": "attn"})
+    with pytest.raises(NotImplementedError):
+        transformers.OpenAIGPTDoubleHeadsModel(attn)
+    wide = transformers.OpenAIGPTConfig.from_dict(tiny(n_embd=64, initializer_range=0.3).to_dict())
+    assert transformers.OpenAIGPTModel(wide).h[0].mlp.c_fc.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    ours = OpenAIGPTModel(tiny(n_embd=64, initializer_range=0.3))
+    assert ours.h[0].mlp.c_fc.weight.std().item() == pytest.approx(0.3, rel=0.1)

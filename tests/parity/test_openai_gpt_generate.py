@@ -78,6 +78,7 @@ def test_left_padded_prompts_continue_as_they_do_alone(sharp: Any) -> None:
     ours, theirs = sharp
     mask = torch.tensor([[0, 0, 0, 1, 1, 1, 1], [1] * 7])
     got = written(ours, PROMPT, attention_mask=mask)
+    assert torch.equal(got, written(theirs, PROMPT, attention_mask=mask))
     assert torch.equal(got[0, 7:], written(theirs, PROMPT[:1, 3:])[0, 4:])
     assert torch.equal(got[1], written(theirs, PROMPT[1:])[0])
 
