@@ -34,14 +34,15 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the first R features of each head; the others stay.
 
     Args:
-        x: (B, H, T, D) queries or keys.
+        x: (B, H, T, D) queries or keys, or (B, ..., H, T, D) several of them at once.
         cos, sin: (B or 1, T, R) from RotaryEmbedding.
 
     Returns:
-        (B, H, T, D) in x's dtype.
+        x's shape and dtype.
     """
-    size = cos.shape[-1]
-    cos, sin = cos.to(x.dtype).unsqueeze(1), sin.to(x.dtype).unsqueeze(1)  # (B or 1, 1, T, R)
+    rows, tokens, size = cos.shape
+    shape = (rows, *(1,) * (x.dim() - 3), tokens, size)
+    cos, sin = cos.to(x.dtype).view(shape), sin.to(x.dtype).view(shape)  # (B or 1, 1, T, R)
     turned = x[..., :size]
     first, second = turned.chunk(2, dim=-1)  # each (B, H, T, N)
     rotated = turned * cos + torch.cat((-second, first), dim=-1) * sin

@@ -187,10 +187,10 @@ class GPTNeoXAttention(nn.Module):
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """Map (B, T, E) to (B, T, E)."""
         assert step.rope is not None, "the base model puts the rotary tables into the step"
-        # Each head's query, key and value stand together: (B, T, H 3 D) -> (B, H, T, 3 D) -> three of (B, H, T, D)
-        fused = self.query_key_value(x).unflatten(-1, (-1, 3 * self.head_dim)).transpose(1, 2)
-        q, k, v = fused.chunk(3, dim=-1)
-        q, k = apply_rope(q, *step.rope), apply_rope(k, *step.rope)
+        # Each head's query, key and value stand together: (B, T, H 3 D) -> (B, T, H, 3, D) -> (B, 3, H, T, D)
+        fused = self.query_key_value(x).unflatten(-1, (-1, 3, self.head_dim)).permute(0, 3, 2, 1, 4)
+        q, k = apply_rope(fused[:, :2], *step.rope).unbind(1)  # each (B, H, T, D)
+        v = fused[:, 2]
         dropout = self.attention_dropout if self.training else 0.0
         return self.dense(attend(q, k, v, step, self.layer_idx, scale=self.scale, dropout=dropout))
 
