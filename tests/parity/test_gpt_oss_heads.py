@@ -1,0 +1,72 @@
+"""gpt-oss's other heads give what the reference gives: scores and losses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+IDS = torch.tensor([[5, 17, 3, 88, 42, 9, 61], [70, 2, 33, 4, 90, 12, 8], [11, 2, 3, 4, 5, 6, 7]])
+PADDED = torch.tensor([[5, 17, 3, 88, 97, 97, 97], [70, 2, 33, 4, 90, 12, 8], [97, 97, 3, 4, 5, 6, 7]])
+ALL = {"output_hidden_states": True, "output_attentions": True}
+
+PROBLEMS: dict[str, tuple[dict[str, Any], torch.Tensor]] = {
+    "regression": ({"num_labels": 1}, torch.tensor([0.3, -2.0, 1.0])),
+    "regressions": ({"num_labels": 2, "problem_type": "regression"}, torch.randn(3, 2)),
+    "single": ({"num_labels": 4}, torch.tensor([0, 3, 1])),
+    "single-ignored": ({"num_labels": 4}, torch.tensor([0, -100, 1])),
+    "multi": ({"num_labels": 3}, torch.tensor([[0.0, 1, 1], [1, 0, 0], [0, 0, 0]])),
+}
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_sequence_classification(pair: Any, same: Any, problem: str) -> None:
+    fields, labels = PROBLEMS[problem]
+    ours, theirs = pair("GptOssForSequenceClassification", **fields)
+    for ids in (IDS, PADDED):
+        mask = (ids != 97).long()
+        given = {"labels": labels, **ALL} if ids is IDS else {"labels": labels, "attention_mask": mask}
+        if ids is PADDED:
+            given["position_ids"] = torch.arange(7)[None]
+        same(ours(ids, **given), theirs(ids, **given))
+    assert ours.config.problem_type == theirs.config.problem_type
+    got = ours(IDS, return_dict=False, use_cache=False)
+    assert len(got) == 1
+    same(got[0], theirs(IDS).logits)
+
+
+def test_sequence_classification_without_ids_or_padding(pair: Any, same: Any) -> None:
+    ours, theirs = pair("GptOssForSequenceClassification")
+    embeds = torch.randn(3, 7, 32)
+    same(ours(inputs_embeds=embeds), theirs(inputs_embeds=embeds))
+    ours, theirs = pair("GptOssForSequenceClassification", pad_token_id=None)
+    same(ours(IDS[:1]), theirs(IDS[:1]))
+    with pytest.raises(ValueError, match=r"3 rows needs to know its padding token, and config.pad_token_id is None"):
+        ours(IDS)
+
+
+@pytest.mark.parametrize("fields", [{}, {"num_labels": 5}, {"classifier_dropout": 0.3}], ids=str)
+def test_token_classification(pair: Any, same: Any, fields: dict[str, Any]) -> None:
+    ours, theirs = pair("GptOssForTokenClassification", **fields)
+    labels = IDS % 2
+    labels[0, 2:4] = -100
+    same(ours(IDS, labels=labels, **ALL), theirs(IDS, labels=labels, **ALL))
+    same(ours(IDS), theirs(IDS))
+    assert ours.dropout.p == theirs.dropout.p
+
+
+def test_router_logits_are_kept_from_the_heads(pair: Any, same: Any) -> None:
+    """Both take the option and return no scores: the heads' records have no field for them."""
+    for name in ("GptOssForSequenceClassification", "GptOssForTokenClassification"):
+        ours, theirs = pair(name)
+        got = ours(IDS, output_router_logits=True)
+        same(got, theirs(IDS, output_router_logits=True))
+        assert "router_logits" not in got
+
+
+def test_classification_continues_a_cache(pair: Any, same: Any) -> None:
+    """The scores of the last part of a text are those of the whole text."""
+    ours, theirs = pair("GptOssForSequenceClassification")
+    first = ours(IDS[:, :4], use_cache=True)
+    same(ours(IDS[:, 4:], past_key_values=first.past_key_values).logits, theirs(IDS).logits)
