@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,3 +76,24 @@ def small(make_small: Callable[..., GPT2TokenizerFast]) -> GPT2TokenizerFast:
 def general(small_dir: Path) -> PreTrainedTokenizerFast:
     """The small tokenizer under the general class. Tests must not change it."""
     return PreTrainedTokenizerFast.from_pretrained(small_dir)
+
+
+@pytest.fixture(scope="session")
+def corpora(data_dir: Path) -> Callable[[bool], list[str]]:
+    """All texts of the data folder in pieces, or a few from each file."""
+
+    def read(everything: bool) -> list[str]:
+        found = []
+        for name in ("tinyshakespeare.txt", "storybook/train.txt", "storybook/valid.txt"):
+            text = (data_dir / name).read_text(encoding="utf-8")
+            step = 1 << 16 if everything else len(text)
+            starts = range(0, len(text), step)
+            found += [text[start : start + 1 << 16 if everything else 20_000] for start in starts]
+        lines = (data_dir / "lambada_test.jsonl").read_text(encoding="utf-8").splitlines()
+        found += [json.loads(line)["text"] for line in (lines if everything else lines[::100])]
+        with zipfile.ZipFile(data_dir / "movie_reviews.zip") as archive:
+            names = sorted(name for name in archive.namelist() if name.endswith(".txt"))
+            found += [archive.read(name).decode("utf-8", "replace") for name in (names if everything else names[::100])]
+        return found
+
+    return read

@@ -20,10 +20,13 @@ class Entry(NamedTuple):
 
     module: str
     help: str
+    attribute: str = "LAYOUT"
 
 
 LAYOUTS: dict[str, Entry] = {
     "gpt1-original": Entry("quintet.convert.gpt1", "GPT-1 as released in 2018: params_shapes.json, params_0.npy ..."),
+    "o200k-base": Entry("quintet.convert.tiktoken", "o200k_base.tiktoken as tokenizer.json", "BASE"),
+    "o200k-harmony": Entry("quintet.convert.tiktoken", "the same file with gpt-oss' special tokens", "HARMONY"),
 }
 
 
@@ -37,5 +40,6 @@ def layout_of(name: str) -> Layout:
         raise UsageError(
             f"unknown layout {name!r}; known are {', '.join([HUB, *LAYOUTS])}.{suggest(name, [HUB, *LAYOUTS])}"
         )
-    layout: Layout = import_module(LAYOUTS[name].module).LAYOUT
+    entry = LAYOUTS[name]
+    layout: Layout = getattr(import_module(entry.module), entry.attribute)
     return layout
