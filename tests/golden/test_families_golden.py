@@ -72,6 +72,62 @@ RECIPES: dict[str, Recipe] = {
         },
         renamed={"embed_out.": "lm_head."},
     ),
+    "seed_oss": Recipe(
+        cases={
+            "plain": {},
+            "options": {
+                "attention_bias": False,
+                "attention_out_bias": True,
+                "mlp_bias": True,
+                "hidden_act": "gelu",
+                "num_key_value_heads": 1,
+                "head_dim": 14,
+                "rms_norm_eps": 1e-2,
+                "rope_theta": 77.0,
+                "num_hidden_layers": 3,
+            },
+            "tied": {"tie_word_embeddings": True, "num_key_value_heads": 4},
+            "llama3": {
+                "rope_scaling": {
+                    "rope_type": "llama3",
+                    "factor": 8.0,
+                    "low_freq_factor": 1.0,
+                    "high_freq_factor": 4.0,
+                    "original_max_position_embeddings": 16,
+                }
+            },
+        },
+    ),
+    "gpt_oss": Recipe(
+        cases={
+            "plain": {"num_hidden_layers": 3},
+            "options": {
+                "layer_types": ["full_attention", "sliding_attention"],
+                "sliding_window": 3,
+                "num_local_experts": 7,
+                "num_experts_per_tok": 3,
+                "swiglu_alpha": 1.1,
+                "swiglu_limit": 0.3,
+                "attention_bias": False,
+                "num_key_value_heads": 1,
+                "head_dim": 14,
+                "router_aux_loss_coef": 0.5,
+            },
+            "every expert": {"num_experts_per_tok": 4, "tie_word_embeddings": True},
+            "yarn": {
+                "rope_parameters": {
+                    "rope_type": "yarn",
+                    "rope_theta": 300.0,
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 8,
+                    "beta_fast": 4.0,
+                    "truncate": True,
+                }
+            },
+        },
+        tasks=("causal-lm", "sequence-classification", "token-classification"),
+        extra={"output_router_logits": True},
+    ),
 }
 ALL = [(name, case, task) for name, recipe in RECIPES.items() for case in recipe.cases for task in recipe.tasks]
 
