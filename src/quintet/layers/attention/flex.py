@@ -39,6 +39,8 @@ def flex(
     """
     if dropout:
         raise refusal(NAME, "attention dropout", dropout)
+    if q.is_meta:  # tensors without values, which torch's function does not take: only shapes count
+        return torch.empty_like(q, memory_format=torch.contiguous_format), None
     leaves = [x for x in (q, k, v, sinks, mask.given) if x is not None]
     if q.device.type == "cpu" and torch.is_grad_enabled() and any(x.requires_grad for x in leaves):
         raise refusal(NAME, "gradients on this device", "cpu; for a forward pass alone use torch.no_grad()")
