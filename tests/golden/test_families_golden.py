@@ -100,7 +100,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "gpt_oss": Recipe(
         cases={
-            "plain": {"num_hidden_layers": 3},
+            "plain": {},
             "options": {
                 "layer_types": ["full_attention", "sliding_attention"],
                 "sliding_window": 3,
