@@ -41,8 +41,8 @@ def convert(
 ) -> Conversion:
     """Convert the checkpoint in `source` and put the result into `output`.
 
-    The files are made in a folder beside `output` and moved into it when all are complete: an error, a full disk or
-    Ctrl-C leave nothing behind.
+    The files are made in a hidden folder beside `output` (in it, when it is there) and moved into their places when all
+    are complete: an error, a full disk or Ctrl-C leave nothing behind.
 
     Args:
         source: Folder to read; it is never written to.
@@ -64,8 +64,10 @@ def convert(
     layout, write = _conversion(found, wanted, source)
     _check_output(source, output, force)
     _check_space(output, layout.size(source))
-    output.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".part", dir=output.parent))
+    # On the disk of the result, also when `output` is where a disk is mounted: files are moved, not copied.
+    beside = output if output.is_dir() else output.parent
+    beside.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".part", dir=beside))
     try:
         write(source, work, progress)
         size = sum(file.stat().st_size for file in work.iterdir())
