@@ -83,7 +83,8 @@ class MaskSpec:
         """
         if self.given is None or self.given.dtype == torch.bool:
             return None
-        given = self.given
+        # Compared in the wider of the two types: the least number of the other may be none of this one.
+        given = self.given.to(torch.promote_types(self.given.dtype, dtype))
         return self.once((device, dtype), lambda: given.to(device).clamp_min(torch.finfo(dtype).min).to(dtype))
 
     def boolean(self, device: torch.device) -> torch.Tensor:
