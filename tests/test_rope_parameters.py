@@ -454,7 +454,7 @@ FUZZ = st.fixed_dictionaries(
 
 
 @given(FUZZ)
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_any_object_gives_a_configuration_or_a_config_error(data: dict[str, Any]) -> None:
     sizes = {"hidden_size": 32, "num_attention_heads": 4, "max_position_embeddings": 64}
     try:
