@@ -63,12 +63,15 @@ def run(args: argparse.Namespace) -> int:
                 "output": str(args.output),
                 "files": names,
                 "bytes": done.size,
+                "note": done.note,
             }
         )
         return 0
     print(f"{done.source_layout} -> {done.target_layout}: {one_line(str(args.output))}, {done.size / 1e6:,.1f} MB")
     for file in done.files:
         print(f"  {one_line(file.name)}")
+    if done.note:
+        print(one_line(done.note))
     return 0
 
 

@@ -25,6 +25,8 @@ class Entry(NamedTuple):
 
 LAYOUTS: dict[str, Entry] = {
     "gpt1-original": Entry("quintet.convert.gpt1", "GPT-1 as released in 2018: params_shapes.json, params_0.npy ..."),
+    "gpt-oss-original": Entry("quintet.convert.gpt_oss", "gpt-oss as in the folder `original` of the published models"),
+    "mxfp4": Entry("quintet.convert.mxfp4", "to it: experts are packed as MXFP4; from it: unpacked to bfloat16"),
     "o200k-base": Entry("quintet.convert.tiktoken", "o200k_base.tiktoken as tokenizer.json", "BASE"),
     "o200k-harmony": Entry("quintet.convert.tiktoken", "the same file with gpt-oss' special tokens", "HARMONY"),
 }

@@ -12,7 +12,8 @@ __all__ = ["HUB", "Layout", "Progress"]
 HUB = "hub"
 
 Progress = Callable[[int, int], None]  # (bytes done, bytes in all), called as often as one likes
-Write = Callable[[Path, Path, Progress], None]  # (folder to read, empty folder to fill, progress)
+# (folder to read, empty folder to fill, progress); what it returns is a line for the user
+Write = Callable[[Path, Path, Progress], str | None]
 
 
 @dataclass(frozen=True)

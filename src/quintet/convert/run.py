@@ -28,6 +28,7 @@ class Conversion(NamedTuple):
     target_layout: str
     files: list[Path]
     size: int
+    note: str | None = None
 
 
 def convert(
@@ -69,12 +70,12 @@ def convert(
     beside.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".part", dir=beside))
     try:
-        write(source, work, progress)
+        note = write(source, work, progress)
         size = sum(file.stat().st_size for file in work.iterdir())
         files = _move(work, output)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return Conversion(found, wanted, files, size)
+    return Conversion(found, wanted, files, size, note)
 
 
 def detect_layout(folder: Path) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -119,17 +120,18 @@ def pack(tensor: torch.Tensor, name: str = "the tensor") -> Packed:
     *lead, width = tensor.shape
     # what holds every value of the tensor, and its products with powers of two
     wide = torch.float64 if tensor.dtype == torch.float64 else torch.float32
-    flat = tensor.reshape(-1, width)  # (R, 32 G)
-    blocks = torch.empty(len(flat), width // 2, dtype=torch.uint8, device=tensor.device)
-    scales = torch.empty(len(flat), width // BLOCK, dtype=torch.uint8, device=tensor.device)
+    stack = tensor.flatten(0, -3) if tensor.dim() > 2 else tensor.reshape(1, -1, width)  # (S, R, 32 G), not a copy
+    blocks = torch.empty(*stack.shape[:2], width // 2, dtype=torch.uint8, device=tensor.device)
+    scales = torch.empty(*stack.shape[:2], width // BLOCK, dtype=torch.uint8, device=tensor.device)
     lost = torch.zeros(2, dtype=torch.float64, device=tensor.device)
     step = max(1, _CHUNK // width)
-    for begin in range(0, len(flat), step):
+    for index, begin in product(range(len(stack)), range(0, stack.shape[1], step)):
         part = slice(begin, begin + step)
-        rows = flat[part].to(wide)
+        rows = stack[index, part].to(wide, memory_format=torch.contiguous_format)
         bytes_, exponents = _pack_rows(rows.view(-1, BLOCK))
-        blocks[part], scales[part] = bytes_.view(-1, width // 2), exponents.view(-1, width // BLOCK)
-        back = unpack(bytes_.view(len(rows), -1, BLOCK // 2), scales[part], wide)
+        blocks[index, part] = bytes_.view(-1, width // 2)
+        scales[index, part] = exponents.view(-1, width // BLOCK)
+        back = unpack(bytes_.view(len(rows), -1, BLOCK // 2), scales[index, part], wide)
         exact = rows.double()  # squares of float32 may not fit into it
         lost += torch.stack([(exact - back).square().sum(), exact.square().sum()])
     difference, whole = lost.tolist()
