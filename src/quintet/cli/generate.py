@@ -262,7 +262,8 @@ def _write_one(
         print(style(_shown(prompt), "bold", sys.stdout), end="", flush=True)
     live = show and not args.no_stream
     try:
-        result = _continue(model, tokenizer, ids, options, args.stop, seed, _print_piece if live else None)
+        gap = "" if prompt[-1:].isspace() else _gap(tokenizer, ids)
+        result = _continue(model, tokenizer, ids, options, args.stop, seed, _print_piece if live else None, gap)
     except KeyboardInterrupt:
         if show:
             print(flush=True)
@@ -288,6 +289,12 @@ def _write_one(
     print(style(line, "dim", sys.stderr), file=sys.stderr)
 
 
+def _gap(tokenizer: Any, ids: list[int]) -> str:
+    """The space between a prompt and what follows it, where tokens end words and hold no space themselves (GPT-1)."""
+    once, twice = (tokenizer.decode(ids[-1:] * times, clean_up_tokenization_spaces=False) for times in (1, 2))
+    return " " if once and twice == f"{once} {once}" else ""
+
+
 def _continue(
     model: Any,
     tokenizer: Any,
@@ -296,8 +303,9 @@ def _continue(
     stops: Sequence[str],
     seed: int,
     write: Callable[[str], object] | None,
+    gap: str,
 ) -> _Result:
-    """Generate after `ids`, handing text to `write` as it is finished. Imports torch."""
+    """Generate after `ids`, handing `gap` and then text to `write` as it is finished. Imports torch."""
     import torch
 
     from quintet.generation import KnownTokensLogitsProcessor, TextStreamer
@@ -312,6 +320,7 @@ def _continue(
     padded = len(vocabulary) < model.get_input_embeddings().num_embeddings
     known = [KnownTokensLogitsProcessor(vocabulary.values())] if padded else None
     torch.manual_seed(seed)
+    filtered.feed(gap)
     input_ids = torch.tensor([ids], device=model.device)  # (1, T)
     began = time.perf_counter()
     output = model.generate(
