@@ -93,7 +93,7 @@ def test_the_table_for_people(tiny_gpt2, capsys):
     out = capsys.readouterr().out
     for text in ("gpt2 (GPT2LMHeadModel)", "2 layers, 4 heads, width 32", "128 tokens", "in model.safetensors: F32"):
         assert text in out
-    assert main(["info", str(tiny_gpt2 / "config.json")]) == 1
+    assert main(["info", str(tiny_gpt2 / "tokenizer.json")]) == 1
 
 
 @pytest.mark.parametrize(
@@ -127,3 +127,148 @@ def test_a_tokenizer_that_cannot_be_read_does_not_hide_the_rest(tiny_gpt2, tmp_p
     assert "tokenizer.json" in facts["tokenizer"]["error"] and facts["parameters"] > 0
     assert main(["info", str(tmp_path)]) == 0
     assert "cannot be read: " in capsys.readouterr().out
+
+
+# --- the memory plan --------------------------------------------------------------------------------------------------
+
+# config.json of openai/gpt-oss-20b, as published; the 120B model has other numbers of layers and experts.
+GPT_OSS = {
+    "architectures": ["GptOssForCausalLM"],
+    "attention_bias": True,
+    "attention_dropout": 0.0,
+    "eos_token_id": 200002,
+    "experts_per_token": 4,
+    "head_dim": 64,
+    "hidden_act": "silu",
+    "hidden_size": 2880,
+    "initial_context_length": 4096,
+    "initializer_range": 0.02,
+    "intermediate_size": 2880,
+    "layer_types": ["sliding_attention", "full_attention"] * 12,
+    "max_position_embeddings": 131072,
+    "model_type": "gpt_oss",
+    "num_attention_heads": 64,
+    "num_experts_per_tok": 4,
+    "num_hidden_layers": 24,
+    "num_key_value_heads": 8,
+    "num_local_experts": 32,
+    "output_router_logits": False,
+    "pad_token_id": 199999,
+    "quantization_config": {
+        "modules_to_not_convert": [
+            "model.layers.*.self_attn",
+            "model.layers.*.mlp.router",
+            "model.embed_tokens",
+            "lm_head",
+        ],
+        "quant_method": "mxfp4",
+    },
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": {
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "factor": 32.0,
+        "original_max_position_embeddings": 4096,
+        "rope_type": "yarn",
+        "truncate": False,
+    },
+    "rope_theta": 150000,
+    "router_aux_loss_coef": 0.9,
+    "sliding_window": 128,
+    "swiglu_limit": 7.0,
+    "tie_word_embeddings": False,
+    "transformers_version": "4.55.0.dev0",
+    "use_cache": True,
+    "vocab_size": 201088,
+}
+LARGE = {"num_hidden_layers": 36, "num_local_experts": 128, "layer_types": ["sliding_attention", "full_attention"] * 18}
+
+
+@pytest.mark.parametrize(
+    ("change", "parameters", "file"), [({}, 20_914_757_184, 13.76e9), (LARGE, 116_829_156_672, 65.25e9)]
+)
+def test_the_published_sizes_of_gpt_oss(change, parameters, file, tmp_path, capsys):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**GPT_OSS, **change}))
+    facts = info(path, capsys)
+    assert facts["parameters"] == parameters  # 21B and 117B in the model card
+    plan = facts["plan"]
+    assert plan["formats"]["mxfp4"]["weights_bytes"] == pytest.approx(file, rel=1e-3)
+    assert plan["formats"]["bf16"]["weights_bytes"] == 2 * parameters
+    assert list(plan["parts"]) == ["embeddings", "attention", "experts", "other", "head"]
+    assert sum(part["parameters"] for part in plan["parts"].values()) == parameters
+    assert plan["parts"]["embeddings"]["parameters"] == plan["parts"]["head"]["parameters"] == 201088 * 2880
+    experts = plan["parts"]["experts"]["mib"]
+    assert experts["bf16"] / experts["mxfp4"] == pytest.approx(2 / (17 / 32), rel=1e-2)
+    assert facts["weights"] is None and facts["tokenizer"] is None
+
+
+def test_the_cache_of_layers_with_a_window(tmp_path, capsys):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(GPT_OSS))
+    facts = info(path, capsys)
+    layer = 2 * 8 * 64 * 2  # keys and values of 8 heads of 64 numbers in bf16
+    assert facts["kv_cache_bytes_per_token"]["bf16"] == 24 * layer
+    assert facts["kv_cache_bytes_per_token_beyond_window"]["bf16"] == 12 * layer
+    assert (facts["layers_with_window"], facts["window"]) == (12, 128)
+    whole = 12 * layer * 131072 + 12 * layer * 128
+    assert facts["kv_cache_full_mib"]["bf16"] == round(whole / 2**20, 1)
+    assert facts["plan"]["formats"]["mxfp4"]["kv_cache_mib"] == round(whole / 2**20, 1)
+    assert main(["info", str(path), "--json", "--length", "100"]) == 0
+    plan = json.loads(capsys.readouterr().out)["plan"]
+    assert plan["length"] == 100 and plan["formats"]["bf16"]["kv_cache_mib"] == round(24 * layer * 100 / 2**20, 1)
+
+
+@pytest.mark.parametrize(("available", "mxfp4", "bf16"), [(None, None, None), (10_000, False, False)])
+def test_what_fits_is_said_only_where_it_is_known(available, mxfp4, bf16, tmp_path, capsys, monkeypatch):
+    from quintet.cli import plan
+
+    monkeypatch.setattr(plan, "memory", lambda: {"total_mib": available, "available_mib": available})
+    (tmp_path / "config.json").write_text(json.dumps(GPT_OSS))
+    formats = info(tmp_path, capsys)["plan"]["formats"]
+    assert (formats["mxfp4"]["fits"], formats["bf16"]["fits"]) == (mxfp4, bf16)
+
+
+def test_what_fits_a_machine(tmp_path, capsys, monkeypatch):
+    from quintet.cli import plan
+
+    (tmp_path / "config.json").write_text(json.dumps(GPT_OSS))
+    monkeypatch.setattr(plan, "memory", lambda: {"total_mib": 16_000, "available_mib": 14_000})
+    formats = info(tmp_path, capsys)["plan"]["formats"]
+    entry = formats["mxfp4"]
+    assert not entry["fits"] and not formats["bf16"]["tokens_that_fit"]
+    layer = 2 * 8 * 64 * 2
+    left = 14_000 * 2**20 - entry["weights_bytes"]
+    room = entry["tokens_that_fit"]
+    assert 0 < room < 131072
+    assert 12 * layer * (room + 128) <= left < 12 * layer * (room + 129)
+    assert main(["info", str(tmp_path), "--length", str(room)]) == 0
+    out = capsys.readouterr().out
+    assert "14,000 of 16,000 MiB available" in out
+    assert f"for {room:,} tokens: fits" in out and ": no room" in out
+    assert "12 of 24 layers hold 128 tokens: beyond them bf16 24.0 KiB a token" in out
+    assert main(["info", str(tmp_path)]) == 0
+    assert f"does not fit, room for {room:,} tokens" in capsys.readouterr().out
+
+
+def test_a_cache_that_never_ends():
+    from quintet.cli.plan import KvCache
+
+    assert KvCache(10, full=0, sliding=2, window=5).tokens_in(100) == -1
+    assert KvCache(10, full=0, sliding=2, window=5).tokens_in(99) == 4
+    assert KvCache(10, full=1, sliding=1, window=5).tokens_in(119) == 6
+    assert KvCache(10, full=3).tokens_in(89) == 2
+
+
+def test_packed_weights_are_named(tmp_path, capsys):
+    from quintet import GptOssForCausalLM
+    from quintet.models.gpt_oss import tiny
+
+    model = GptOssForCausalLM(tiny()).bfloat16()
+    model.quantize()
+    model.save_pretrained(tmp_path)
+    facts = info(tmp_path, capsys)
+    assert set(facts["weights"]["mib_by_dtype"]) == {"BF16", "U8"}
+    size = sum(tensor.nbytes for tensor in model.state_dict().values())
+    assert facts["plan"]["formats"]["mxfp4"]["weights_bytes"] == size
+    assert facts["parameters"] == model.num_parameters()

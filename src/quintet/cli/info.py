@@ -6,13 +6,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from quintet.cli.common import add_examples, add_json, print_json, print_table
+from quintet.cli.common import add_examples, add_json, positive_int, print_json, print_table
+from quintet.cli.plan import BYTES, kv_cache, memory_plan
 from quintet.errors import QuintetError
 
 __all__ = ["add_arguments", "describe", "run"]
 
 MIB = 2**20
-BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,15 +23,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "quintet info storyteller",
         "quintet info ./my-gpt2 --json",
         "quintet info openai-community/gpt2 --revision main",
+        "quintet info ./gpt-oss-120b/config.json --length 8192",
     )
-    parser.add_argument("model", metavar="MODEL", help="a folder, a name on the hub, or storyteller")
+    parser.add_argument("model", metavar="MODEL", help="a folder, a config.json, a name on the hub, or storyteller")
+    parser.add_argument(
+        "--length", type=positive_int, metavar="N", help="tokens in the cache (default: as many as the model allows)"
+    )
     parser.add_argument("--revision", help="branch, tag or commit of a model that is loaded by name")
     add_json(parser, "everything")
 
 
 def run(args: argparse.Namespace) -> int:
     """Describe the model and print it."""
-    facts = describe(args.model, revision=args.revision)
+    facts = describe(args.model, revision=args.revision, length=args.length)
     if args.json:
         print_json(facts)
     else:
@@ -39,25 +43,30 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def describe(model: str, *, revision: str | None = None) -> dict[str, Any]:
+def describe(model: str, *, revision: str | None = None, length: int | None = None) -> dict[str, Any]:
     """Return what `quintet info` prints. Imports torch.
+
+    Args:
+        model: A folder, a configuration file, or a name.
+        revision: Of a model that is loaded by name.
+        length: Tokens in the cache of the memory plan; None takes the most that the model allows.
 
     Raises:
         HubError: there is no such model.
         ConfigError: its configuration is not usable.
         CheckpointError: the header of a weight file is not sound.
     """
-    import torch
-
     from quintet.auto import AutoConfig, AutoModelForCausalLM
+    from quintet.checkpoint.meta import without_memory
     from quintet.hub import resolve_folder
 
-    folder = resolve_folder(model, revision=revision, files=("config.json",))
-    config = AutoConfig.from_pretrained(folder)
-    with torch.device("meta"):  # shapes only
+    alone = Path(model).is_file()
+    folder = Path(model).parent if alone else resolve_folder(model, revision=revision, files=("config.json",))
+    config = AutoConfig.from_pretrained(model if alone else folder)
+    with without_memory():  # shapes only
         network = AutoModelForCausalLM.from_config(config)
     parameters = network.num_parameters()
-    kv_values = _kv_values_per_token(config)
+    cache = kv_cache(config)
     context = getattr(config, "max_position_embeddings", None)
     return {
         "model": model,
@@ -73,20 +82,17 @@ def describe(model: str, *, revision: str | None = None) -> dict[str, Any]:
         "parameters": parameters,
         "parameters_without_embeddings": network.num_parameters(exclude_embeddings=True),
         "memory_mib": {name: round(parameters * size / MIB, 1) for name, size in BYTES.items()},
-        "kv_cache_bytes_per_token": {name: kv_values * size for name, size in BYTES.items()},
+        "kv_cache_bytes_per_token": {name: cache.per_token * size for name, size in BYTES.items()},
+        "kv_cache_bytes_per_token_beyond_window": {name: cache.beyond_window * size for name, size in BYTES.items()},
         "kv_cache_full_mib": {
-            name: round(kv_values * size * context / MIB, 1) if context else None for name, size in BYTES.items()
+            name: round(cache.numbers(context) * size / MIB, 1) if context else None for name, size in BYTES.items()
         },
-        "weights": _weights(folder),
-        "tokenizer": _tokenizer(folder),
+        "layers_with_window": cache.sliding,
+        "window": cache.window or None,
+        "plan": memory_plan(network, config, length),
+        "weights": None if alone else _weights(folder),
+        "tokenizer": None if alone else _tokenizer(folder),
     }
-
-
-def _kv_values_per_token(config: Any) -> int:
-    """Numbers that the cache holds for one token of one row: a key and a value for each layer and key-value head."""
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * config.num_hidden_layers * heads * head_dim)
 
 
 def _weights(folder: Path) -> dict[str, Any] | None:
@@ -121,6 +127,28 @@ def _tokenizer(folder: Path) -> dict[str, Any] | None:
     return {"class": type(tokenizer).__name__, "tokens": len(tokenizer)}
 
 
+def _plan_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
+    """The memory plan as lines: each part, then each format beside what this machine has."""
+    rows = []
+    for name, part in plan["parts"].items():
+        sizes = {key: size for key, size in part["mib"].items() if key != "fp16"}
+        words = ", ".join(f"{key} {size:,.1f} MiB" for key, size in sizes.items())
+        rows.append((f"  {name}", f"{part['parameters']:,} parameters: {words}"))
+    machine = plan["machine"]
+    if machine["available_mib"] is not None:
+        rows.append(("this machine", f"{machine['available_mib']:,} of {machine['total_mib']:,} MiB available"))
+    for name, entry in plan["formats"].items():
+        if name == "fp16":  # as bf16
+            continue
+        words = f"{entry['weights_mib']:,.1f} MiB, {entry['kv_cache_mib']:,.1f} MiB for {plan['length']:,} tokens"
+        if entry["fits"] is not None:
+            room = entry["tokens_that_fit"]
+            most = "any number" if room < 0 else f"{room:,}"
+            words += ": fits" if entry["fits"] else f": does not fit, room for {most} tokens" if room else ": no room"
+        rows.append((f"  {name}", words))
+    return rows
+
+
 def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     """The facts as lines of a table."""
     weights, tokenizer, context = facts["weights"], facts["tokenizer"], facts["context"]
@@ -142,8 +170,18 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("memory", ", ".join(f"{name} {size:,.1f} MiB" for name, size in facts["memory_mib"].items())),
         ("KV cache", ", ".join(f"{name} {size / 1024:,.1f} KiB a token" for name, size in per_token.items())),
     ]
+    if facts["layers_with_window"]:
+        beyond = facts["kv_cache_bytes_per_token_beyond_window"]["bf16"] / 1024
+        rows.append(
+            (
+                "",
+                f"{facts['layers_with_window']} of {facts['layers']} layers hold {facts['window']:,} tokens: "
+                f"beyond them bf16 {beyond:,.1f} KiB a token",
+            )
+        )
     if context:
         rows.append(("  full", ", ".join(f"{name} {size:,.1f} MiB" for name, size in full.items())))
+    rows += _plan_rows(facts["plan"])
     if weights:
         by_dtype = ", ".join(f"{dtype} {size:,.1f} MiB" for dtype, size in weights["mib_by_dtype"].items())
         files = weights["files"][0] if len(weights["files"]) == 1 else f"{len(weights['files'])} files"
