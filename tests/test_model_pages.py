@@ -112,6 +112,50 @@ def test_neox_shapes() -> None:
         assert model.num_parameters() == parameters, name
 
 
+def column(page: str, number: int) -> dict[str, str]:
+    """A column of the table of shapes, commas left out."""
+    lines = read(page).partition("## Shapes")[2].partition("\n## ")[0].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    return {row[0]: row[number].replace(",", "") for row in rows}
+
+
+def test_seed_oss_shapes() -> None:
+    published = quintet.SeedOssConfig(hidden_size=5120, rope_theta=1e7)
+    for number, config in ((1, published), (2, quintet.SeedOssConfig())):
+        found = column("seed_oss", number)
+        for row, field in (
+            *(("`hidden_size`, E", "hidden_size"), ("`intermediate_size`, F", "intermediate_size")),
+            *(("layers", "num_hidden_layers"), ("query heads, H", "num_attention_heads")),
+            *(("key/value heads, G", "num_key_value_heads"), ("`head_dim`, D", "head_dim")),
+            *(("`vocab_size`, V", "vocab_size"), ("`rope_theta`", "rope_theta")),
+            ("`max_position_embeddings`", "max_position_embeddings"),
+        ):
+            assert int(found[row]) == getattr(config, field), row
+    with without_memory():
+        model = quintet.SeedOssForCausalLM(published)
+    assert model.num_parameters() == int(column("seed_oss", 1)["parameters"])
+
+
+@pytest.mark.parametrize(("number", "layers", "experts"), [(1, 24, 32), (2, 36, 128)])
+def test_gpt_oss_shapes(number: int, layers: int, experts: int) -> None:
+    shapes = column("gpt_oss", number)
+    config = quintet.GptOssConfig(num_hidden_layers=layers, num_local_experts=experts)
+    with without_memory():
+        model = quintet.GptOssForCausalLM(config)
+    assert (int(shapes["layers"]), int(shapes["experts, X"])) == (layers, experts)
+    assert int(shapes["parameters"]) == (count := model.num_parameters())
+    parts = {name: weight.numel() for name, weight in model.named_parameters()}
+    of_experts = sum(size for name, size in parts.items() if ".experts." in name)
+    idle = of_experts - of_experts // experts * config.num_experts_per_tok + parts["model.embed_tokens.weight"]
+    assert int(shapes["of these used for a token"]) == count - idle
+    packed = sum(size for name, size in parts.items() if name.endswith(("gate_up_proj", "down_proj")))
+    sizes = {"weights as published (MXFP4)": packed * 17 / 32 + 2 * (count - packed), "weights in bfloat16": 2 * count}
+    for row, size in sizes.items():
+        assert shapes[row] == f"{size / 2**30:.1f} GiB"
+    for row, field in (("`sliding_window`", "sliding_window"), ("`vocab_size`, V", "vocab_size")):
+        assert int(shapes[row]) == getattr(config, field)
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_tensor_is_on_the_page(page: str) -> None:
     """The table of names has each name of the language model's file, `{i}` standing for a layer, and no other."""

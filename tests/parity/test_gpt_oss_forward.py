@@ -127,6 +127,7 @@ def test_sinks(pair: Any, same: Any, backend: str, values: list[float]) -> None:
         assert ((sums < 1e-3).all(-1) == (torch.tensor(values) > 30)).all()
 
 
+@torch.no_grad()
 def test_sinks_by_hand(pair: Any) -> None:
     """Each weight is e^score over the sum of all and e^sink."""
     ours, _ = pair("GptOssModel", num_hidden_layers=1, layer_types=[FULL], num_key_value_heads=4, num_attention_heads=4)

@@ -57,7 +57,8 @@ OPTIONS = ("output_attentions", "output_hidden_states", "return_dict", "head_mas
 
 
 class SeedOssConfig(RopeFields, PreTrainedConfig):
-    """Configuration of a Seed-OSS model; the defaults are those of the 36B model.
+    """Configuration of a Seed-OSS model; the defaults are the reference's (the 36B model has `hidden_size` 5120 and
+    `rope_theta` 1e7).
 
     Args:
         vocab_size: V.

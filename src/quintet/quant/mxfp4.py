@@ -127,7 +127,7 @@ def pack(tensor: torch.Tensor, name: str = "the tensor") -> Packed:
     step = max(1, _CHUNK // width)
     for index, begin in product(range(len(stack)), range(0, stack.shape[1], step)):
         part = slice(begin, begin + step)
-        rows = stack[index, part].to(wide, memory_format=torch.contiguous_format)
+        rows = stack[index, part].to(wide).contiguous()
         bytes_, exponents = _pack_rows(rows.view(-1, BLOCK))
         blocks[index, part] = bytes_.view(-1, width // 2)
         scales[index, part] = exponents.view(-1, width // BLOCK)
