@@ -86,9 +86,10 @@ def corpora(data_dir: Path) -> Callable[[bool], list[str]]:
         found = []
         for name in ("tinyshakespeare.txt", "storybook/train.txt", "storybook/valid.txt"):
             text = (data_dir / name).read_text(encoding="utf-8")
-            step = 1 << 16 if everything else len(text)
-            starts = range(0, len(text), step)
-            found += [text[start : start + 1 << 16 if everything else 20_000] for start in starts]
+            size = 1 << 16
+            found += (
+                [text[start : start + size] for start in range(0, len(text), size)] if everything else [text[:20_000]]
+            )
         lines = (data_dir / "lambada_test.jsonl").read_text(encoding="utf-8").splitlines()
         found += [json.loads(line)["text"] for line in (lines if everything else lines[::100])]
         with zipfile.ZipFile(data_dir / "movie_reviews.zip") as archive:
