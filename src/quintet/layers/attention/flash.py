@@ -87,7 +87,7 @@ def _check(
     name: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: MaskSpec, sinks: torch.Tensor | None
 ) -> None:
     """Raise for what the packages cannot do."""
-    if q.device.type != "cuda":
+    if not _on_gpu(q):
         raise refusal(name, "tensors outside a GPU", q.device)
     if q.dtype not in (torch.float16, torch.bfloat16):
         raise refusal(name, "other dtypes than float16 and bfloat16", q.dtype)
@@ -97,6 +97,10 @@ def _check(
         raise refusal(name, "a cache of fixed shape")
     if sinks is not None and torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, sinks)):
         raise refusal(name, "gradients through attention sinks")
+
+
+def _on_gpu(q: torch.Tensor) -> bool:
+    return q.device.type == "cuda"
 
 
 def _flash(

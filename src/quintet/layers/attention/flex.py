@@ -41,9 +41,11 @@ def flex(
         raise refusal(NAME, "attention dropout", dropout)
     if q.is_meta:  # tensors without values, which torch's function does not take: only shapes count
         return torch.empty_like(q, memory_format=torch.contiguous_format), None
-    leaves = [x for x in (q, k, v, sinks, mask.given) if x is not None]
-    if q.device.type == "cpu" and torch.is_grad_enabled() and any(x.requires_grad for x in leaves):
-        raise refusal(NAME, "gradients on this device", "cpu; for a forward pass alone use torch.no_grad()")
+    if q.device.type == "cpu":
+        leaves = [x for x in (q, k, v, sinks, mask.given) if x is not None]
+        if torch.is_grad_enabled() and any(x.requires_grad for x in leaves):
+            raise refusal(NAME, "gradients on this device", "cpu; for a forward pass alone use torch.no_grad()")
+        q, k, v = q.detach(), k.detach(), v.detach()  # torch refuses even when no gradients are on
     if mask.given is not None and mask.given.requires_grad:
         raise refusal(NAME, "gradients of a float attention_mask")
     options: dict[str, Any] = {"scale": scale, "enable_gqa": q.shape[1] != k.shape[1]}
