@@ -282,7 +282,9 @@ class PreTrainedTokenizerBase(Detokenizer):
         truncation = padding = None
         if options.truncation is not TruncationStrategy.DO_NOT_TRUNCATE and options.max_length is not None:
             room = options.max_length - special_tokens
-            if room < 0 or (options.stride and options.stride >= room):
+            # The engine keeps room for its special tokens even in a call that adds none.
+            least = min(room, options.max_length - self.num_special_tokens_to_add())
+            if room < 0 or (options.stride and options.stride >= least):
                 raise TokenizerError(
                     f"max_length={options.max_length} leaves room for {room} tokens of text beside {special_tokens} "
                     f"special tokens, and stride={options.stride} must be smaller than that. Use a larger max_length."
