@@ -235,3 +235,33 @@ def test_model_nats_counts_every_token_once(tiny_gpt2: Path, monkeypatch: pytest
 def test_the_pages_print_what_was_measured(page: str) -> None:
     command = [sys.executable, str(FOLDER / "report.py"), "--page", str(FOLDER.parent / page), "--check"]
     assert subprocess.run(command).returncode == 0
+
+
+def test_gpt_oss_20b(tmp_path: Path) -> None:
+    tiny = ("--model-shape", "tiny", "--threads", "1", "--tokens", "3", "--folder", str(tmp_path / "made"))
+    for _ in range(2):  # the second time the checkpoint is there
+        [record] = run("gpt_oss_20b.py", *tiny)
+        assert record["benchmark"] == "gpt_oss_20b" and record["model"] == "tiny"
+        assert record["ready_s"] > 0 and record["token_s"] > 0 and record["prompt_s"] > 0
+        assert record["peak_gb"] >= max(record["peak_anonymous_gb"], record["peak_file_gb"]) > 0
+    assert "made_s" not in record
+    from quintet import GptOssForCausalLM
+    from quintet.quant.packed_experts import PackedExperts
+
+    model = GptOssForCausalLM.from_pretrained(tmp_path / "made")
+    assert type(model.model.layers[0].mlp.experts) is PackedExperts
+
+
+def test_gpt_oss_20b_says_what_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sys.path.insert(0, str(FOLDER))
+    try:
+        module = load("gpt_oss_20b")
+    finally:
+        sys.path.remove(str(FOLDER))
+    folder = tmp_path / "not" / "there"
+    assert module.shortage(folder, 10**6, there=False) is None
+    reason = module.shortage(folder, 10**18, there=False)
+    assert str(tmp_path) in reason and "GB free, and the checkpoint takes 1000000000.0" in reason
+    assert "of memory are available, and 1000000001.5 are needed" in module.shortage(folder, 10**18, there=True)
+    pieces = b"".join(module.pieces(b"abcde", 3, 9))
+    assert pieces == b"deabcdeab"
