@@ -43,7 +43,7 @@ def collect(*, bandwidth: bool = True) -> dict[str, Any]:
     import torch
 
     from quintet.hub import cache_folder, is_offline
-    from quintet.layers.attention import BACKENDS
+    from quintet.layers.attention import usable_backends
 
     return {
         "versions": {"quintet": __version__, **machine.library_versions()},
@@ -60,7 +60,7 @@ def collect(*, bandwidth: bool = True) -> dict[str, Any]:
             "cuda": torch.version.cuda,
             "devices": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         },
-        "attention": list(BACKENDS),
+        "attention": usable_backends(),
         "cache_folder": str(cache_folder()),
         "offline": is_offline(),
         "environment": {

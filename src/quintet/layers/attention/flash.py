@@ -5,10 +5,10 @@ Letters: B rows, H query heads, G key/value heads, T new tokens, K keys, D head 
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -135,7 +135,10 @@ def _after(out: torch.Tensor, lse: torch.Tensor, sinks: torch.Tensor) -> torch.T
 @cache
 def _functions(name: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """The published functions: for rows of one length, and for rows of their own lengths, packed."""
-    module = importlib.import_module(MODULES[name][0])
+    if name == "flash_attention_2":
+        module = import_module("flash_attn")
+    else:
+        module = import_module("flash_attn_interface")
     return module.flash_attn_func, module.flash_attn_varlen_func
 
 
