@@ -203,3 +203,85 @@ def test_what_gpt1_takes_and_they_do_not(pair: Any, transformers: Any) -> None:
     assert transformers.OpenAIGPTModel(wide).h[0].mlp.c_fc.weight.std().item() == pytest.approx(0.02, rel=0.1)
     ours = OpenAIGPTModel(tiny(n_embd=64, initializer_range=0.3))
     assert ours.h[0].mlp.c_fc.weight.std().item() == pytest.approx(0.3, rel=0.1)
+
+
+def test_windows_of_gpt_oss(pair: Any, transformers: Any, same: Any) -> None:
+    from quintet.models.gpt_oss import GptOssForCausalLM, tiny
+
+    ours, theirs = pair("GptOssForCausalLM", sliding_window=1)
+    wanted = theirs(IDS, use_cache=False).logits
+    past, other = ours(IDS[:, :4]).past_key_values, theirs(IDS[:, :4], use_cache=True).past_key_values
+    assert (past.layers[0].keys.shape[2], other.layers[0].keys.shape[2]) == (0, 4)
+    same(ours(IDS[:, 4:], past_key_values=past).logits, wanted[:, 4:])
+    assert not torch.allclose(theirs(IDS[:, 4:], past_key_values=other).logits, wanted[:, 4:], atol=1e-3)
+    every = tiny(sliding_window=None)
+    assert GptOssForCausalLM(every)(IDS).logits.isfinite().all()
+    with pytest.raises(ValueError, match="sliding_window"):
+        transformers.GptOssForCausalLM(transformers.GptOssConfig.from_dict(every.to_dict()))(IDS, use_cache=False)
+    fused = transformers.GptOssConfig.from_dict(tiny().to_dict())
+    with pytest.raises(ValueError, match="scaled_dot_product_attention"):
+        transformers.GptOssForCausalLM._from_config(fused, attn_implementation="sdpa")
+
+
+def test_sinks_where_nothing_is_seen(pair: Any) -> None:
+    ours, theirs = pair("GptOssModel", sliding_window=2)
+    mask = torch.tensor([[1, 1, 0, 0, 0], [1] * 5])
+    got, wanted = (model(IDS, attention_mask=mask, output_attentions=True).attentions[0] for model in (ours, theirs))
+    assert wanted[0, :, 4].eq(0).all()
+    assert got[0, :, 4, 4].gt(0).all()
+    assert got[0, :, 4, :4].eq(0).all()
+
+
+def test_masks_by_kind_of_layer(pair: Any, same: Any) -> None:
+    ours, theirs = pair("GptOssForCausalLM")
+    none = dict.fromkeys(("full_attention", "sliding_attention"))
+    same(ours(IDS, attention_mask=none).logits, ours(IDS).logits)
+    assert not torch.allclose(theirs(IDS, attention_mask=none).logits, theirs(IDS).logits, atol=1e-3)
+
+
+def test_the_balancing_loss(pair: Any) -> None:
+    ours, theirs = pair("GptOssForCausalLM", output_router_logits=True)
+    padding = torch.tensor([[1, 1, 1, 1, 0], [1] * 5])
+    four = torch.zeros(2, 1, 5, 5)
+    past = {model: model(IDS[:, :4], use_cache=True).past_key_values for model in (ours, theirs)}
+    assert ours(IDS[:, 4:], attention_mask=padding, past_key_values=past[ours]).aux_loss.isfinite()
+    assert ours(IDS, attention_mask=four).aux_loss.isfinite()
+    with pytest.raises(RuntimeError):
+        theirs(IDS[:, 4:], attention_mask=padding, past_key_values=past[theirs])
+    with pytest.raises(RuntimeError):
+        theirs(IDS, attention_mask=four)
+
+
+def test_configurations_of_gpt_oss(transformers: Any) -> None:
+    from quintet.models.gpt_oss import GptOssConfig, GptOssModel, tiny
+
+    theirs = transformers.GptOssConfig
+    assert (GptOssConfig().router_aux_loss_coef, theirs().router_aux_loss_coef) == (0.9, 0.001)
+    with pytest.raises(ConfigError, match="hidden_act is 'relu'"):
+        GptOssModel(tiny(hidden_act="relu"))
+    fields = {**tiny().to_dict(), "hidden_act": "relu"}
+    assert transformers.GptOssModel(theirs.from_dict(fields))
+    assert theirs(num_experts_per_tok=129).num_experts_per_tok == 129
+    with pytest.raises(ConfigError, match="only 128 experts"):
+        GptOssConfig(num_experts_per_tok=129)
+    assert theirs.from_dict({"experts_per_token": 2}).num_experts_per_tok == 4
+    assert GptOssConfig.from_dict({"experts_per_token": 2}).num_experts_per_tok == 2
+    for file, mine, other in (({"rope_scaling": None}, "default", "yarn"), ({}, "yarn", "yarn")):
+        assert GptOssConfig.from_dict(file).rope_parameters["rope_type"] == mine
+        assert theirs.from_dict(file).rope_parameters["rope_type"] == other
+    plain = GptOssConfig(rope_scaling={"rope_type": "default"})
+    assert plain.to_dict()["rope_scaling"] == {"rope_type": "default"}
+    assert theirs.from_dict(plain.to_dict()).rope_parameters["rope_type"] == "default"
+
+
+def test_outputs_and_types_of_gpt_oss(pair: Any, tmp_path: Path) -> None:
+    ours, theirs = pair("GptOssModel")
+    options = {"output_hidden_states": True, "output_router_logits": True, "use_cache": False}
+    assert list(ours(IDS, **options))[-1] == "router_logits"
+    assert list(theirs(IDS, **options)) == ["last_hidden_state", "router_logits", "hidden_states"]
+    ours.save_pretrained(tmp_path)
+    for model, kept in ((ours, torch.float16), (theirs, torch.float32)):
+        half = type(model).from_pretrained(tmp_path, dtype=torch.float16)
+        assert half.norm.weight.dtype == half.layers[0].input_layernorm.weight.dtype == kept
+        assert half.layers[0].self_attn.sinks.dtype == torch.float16
+        assert half(IDS).last_hidden_state.dtype == torch.float16
