@@ -92,6 +92,8 @@ def test_every_cache_writes_the_same(pair: Any) -> None:
     wanted = written(ours, PROMPT, max_new_tokens=80)
     for cache in (quintet.DynamicCache(), quintet.DynamicCache(config=ours.config)):
         assert torch.equal(written(ours, PROMPT, max_new_tokens=80, past_key_values=cache), wanted)
+    fixed = quintet.StaticCache(config=ours.config, max_cache_len=90)
+    assert torch.equal(written(ours, PROMPT, max_new_tokens=80, past_key_values=fixed), wanted)
     sliding = cache.layers[0].keys
     assert sliding is not None
     assert sliding.shape[2] == 3  # of a window of 4

@@ -138,6 +138,20 @@ def test_all_tokens_to_one_expert(pair: Any, same: Any) -> None:
     assert gradient[2].ne(0).any()
 
 
+@pytest.mark.parametrize("experts", range(1, 9))
+def test_every_number_of_experts(pair: Any, same: Any, experts: int) -> None:
+    """From one of a token to all of them, with ties in the router's scores broken alike."""
+    for top_k in range(1, experts + 1):
+        fields = {"num_local_experts": experts, "num_experts_per_tok": top_k, "num_hidden_layers": 1}
+        ours, theirs = pair("GptOssForCausalLM", **fields)
+        given = {"labels": IDS, "output_router_logits": True}
+        same(ours(IDS, **given), theirs(IDS, **given))
+        with torch.no_grad():
+            for model in (ours, theirs):
+                model.model.layers[0].mlp.router.weight.zero_()  # every token has the same scores
+        same(ours(IDS, **given), theirs(IDS, **given))
+
+
 def test_batches_are_routed_token_by_token(pair: Any, same: Any) -> None:
     ours, _ = pair("GptOssForCausalLM", num_local_experts=8, num_experts_per_tok=3)
     together = ours(IDS, output_router_logits=True)
