@@ -157,8 +157,9 @@ def test_the_reference_reads_the_same(published: Path) -> None:
         {"quantization_config": {"dequantize": True}},
         {"quantization_config": {"quant_method": "mxfp4", "dequantize": True}},
         {"dequantize": True},
+        {"quantization_config": transformers.Mxfp4Config(dequantize=True)},
     ],
-    ids=["object", "mapping", "full mapping", "keyword"],
+    ids=["object", "mapping", "full mapping", "keyword", "the reference's object"],
 )
 def test_dequantising(published: Path, asked: dict[str, Any], tmp_path: Path) -> None:
     model = quintet.AutoModelForCausalLM.from_pretrained(published, **asked)

@@ -64,11 +64,14 @@ def parse_quantization(value: Any, owner: str) -> Mxfp4Config | None:
     if isinstance(value, Mapping):
         # A mapping without a method is one from a call, where only one method exists.
         method = value.get("quant_method", METHODS[0] if {*value} <= {"dequantize", "modules_to_not_convert"} else None)
-        if method in METHODS:
-            return Mxfp4Config(**{str(key): item for key, item in value.items() if key != "quant_method"})
-    else:
+        fields = {str(key): item for key, item in value.items() if key != "quant_method"}
+    else:  # the same class of another library
         method = getattr(value, "quant_method", type(value).__name__)
+        fields = {key: getattr(value, key) for key in ("modules_to_not_convert", "dequantize") if hasattr(value, key)}
+    method = getattr(method, "value", method)  # of an enumeration
+    if method in METHODS:
+        return Mxfp4Config(**fields)
     raise ConfigError(
-        f"{owner} has a quantization_config of the method {str(getattr(method, 'value', method))!r}, and what is "
+        f"{owner} has a quantization_config of the method {str(method)!r}, and what is "
         f"read is plain weights and {', '.join(METHODS)}. Load a checkpoint in one of these."
     )
