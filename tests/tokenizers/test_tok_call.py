@@ -88,7 +88,7 @@ def plain(encoding: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt2 left", "gpt2 around", "gpt1", "neox"])
-@pytest.mark.filterwarnings("ignore:max_length has no effect")
+@pytest.mark.filterwarnings("ignore:.?max_length.? (has no effect|is ignored)")
 @settings(max_examples=120)
 @given(texts=inputs(), options=OPTIONS)
 def test_a_call(name: str, texts: tuple[Any, Any], options: dict[str, Any], both: dict[str, tuple[Any, Any]]) -> None:
@@ -105,3 +105,47 @@ def test_a_call(name: str, texts: tuple[Any, Any], options: dict[str, Any], both
         assert expected is None or STRICTER.match(str(error)), error
     else:
         assert got == expected
+
+
+RUNS = ["a", " ", "\n", "\u00e9", "\U0001f98a", "1", ".", "ab ", "e\u0301", "\t \r\n", "\u6771", "A", "\u0000", "<|"]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt1", "neox"])
+def test_very_long_runs(name: str, both: dict[str, tuple[Any, Any]]) -> None:
+    ours, theirs = both[name]
+    for run in RUNS:
+        text = "x" + run * 5000 + "y"
+        got = ours(text, return_offsets_mapping=True, verbose=False)
+        expected = theirs(text, return_offsets_mapping=True, verbose=False)
+        assert got["input_ids"] == expected["input_ids"], run
+        assert got["offset_mapping"] == expected["offset_mapping"], run
+        assert ours.decode(got["input_ids"]) == theirs.decode(expected["input_ids"]), run
+
+
+def test_options_by_position(both: dict[str, tuple[Any, Any]]) -> None:
+    ours, theirs = both["gpt2"]
+    arguments = ("a b c d", "e f", True, "max_length", True, 12, 0, "left", "np")
+    assert ours.encode(*arguments).tolist() == theirs.encode(*arguments).tolist()
+    texts = [ours("Hello , world")["input_ids"], ours("<|endoftext|> a .")["input_ids"]]
+    assert ours.batch_decode(texts, True, False) == theirs.batch_decode(texts, True, False)
+    assert ours.batch_decode(texts, True, True) == ["Hello, world", " a."]
+
+
+def test_room_beside_the_special_tokens(both: dict[str, tuple[Any, Any]]) -> None:
+    for name, single, pair in [("gpt2 around", 7, 5), ("gpt1", 6, 6)]:
+        ours, theirs = both[name]
+        assert (ours.max_len_single_sentence, ours.max_len_sentences_pair) == (single, pair)
+        assert (theirs.max_len_single_sentence, theirs.max_len_sentences_pair) == (single, pair)
+
+
+def test_a_class_may_have_its_own_sides(data_dir: Path) -> None:
+    class Left(GPT2TokenizerFast):
+        padding_side = "left"
+        truncation_side = "left"
+
+    folder = data_dir / "tokenizers" / "gpt2"
+    tokenizer = Left.from_pretrained(folder, pad_token="!")
+    assert tokenizer(["a b c", "a"], padding=True)["input_ids"][1][:2] == [0, 0]
+    assert tokenizer("a b c", max_length=1)["input_ids"] == tokenizer(" c")["input_ids"]
+    assert Left.from_pretrained(folder, padding_side="right").padding_side == "right"
+    assert GPT2TokenizerFast.from_pretrained(folder).padding_side == "right"

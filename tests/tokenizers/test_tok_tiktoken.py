@@ -95,6 +95,14 @@ def test_harmony_decodes_any_ids(ids: list[int], harmony: tuple[Any, Any]) -> No
     assert [tokenizer.token_bytes(index) for index in known] == pieces
 
 
+@pytest.mark.parametrize(
+    "run",
+    ["a", " ", "\n", "\u00e9", "\U0001f98a", "1", ".", "ab ", "\t \r\n", "\u6771", "A", "'S", "/", "\u0301", "aB"],
+)
+def test_harmony_on_very_long_runs(run: str, harmony: tuple[Any, Any]) -> None:
+    compare(*harmony, [run * 3000, "x" + run * 3000 + "y"])
+
+
 def test_the_special_tokens_of_harmony(harmony: tuple[Any, Any]) -> None:
     tokenizer, reference = harmony
     expected = {name: index for name, index in reference._special_tokens.items() if name != "<|reserved_200018|>"}

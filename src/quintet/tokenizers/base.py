@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 from tokenizers import Tokenizer
 
 from quintet.errors import TokenizerError
-from quintet.tokenizers import batch, decoding, postprocess
-from quintet.tokenizers.detokenize import IGNORED, Detokenizer
+from quintet.tokenizers import batch, decoding
+from quintet.tokenizers.detokenize import IGNORED
 from quintet.tokenizers.encoding import BatchEncoding
 from quintet.tokenizers.engine import EncodeState, EngineGuard
 from quintet.tokenizers.options import (
@@ -26,6 +26,7 @@ from quintet.tokenizers.options import (
 )
 from quintet.tokenizers.padding import as_columns, pad_columns, tensor_kind
 from quintet.tokenizers.saving import clean_init
+from quintet.tokenizers.sequences import Sequences
 
 __all__ = ["PreTrainedTokenizerBase"]
 
@@ -37,7 +38,7 @@ Truncation = bool | str | TruncationStrategy | None
 Tensors = str | TensorType | None
 
 
-class PreTrainedTokenizerBase(Detokenizer):
+class PreTrainedTokenizerBase(Sequences):
     """What every tokenizer can do; `PreTrainedTokenizerFast` and `PreTrainedTokenizer` derive from it.
 
     Args:
@@ -59,6 +60,8 @@ class PreTrainedTokenizerBase(Detokenizer):
     vocab_files_names: ClassVar[dict[str, str]] = {"tokenizer_file": "tokenizer.json"}
     is_fast = True
     pad_token_type_id = 0
+    padding_side = "right"
+    truncation_side = "right"
 
     def __init__(self, *, tokenizer_object: Tokenizer, **kwargs: Any) -> None:
         self._tokenizer = tokenizer_object
@@ -77,8 +80,8 @@ class PreTrainedTokenizerBase(Detokenizer):
         self._init_special_tokens(init)
         limit = init.pop("model_max_length", init.pop("max_len", None))
         self.model_max_length = VERY_LARGE_INTEGER if limit is None else batch.whole_number("model_max_length", limit)
-        self.padding_side = check_side("padding_side", init.pop("padding_side", "right"))
-        self.truncation_side = check_side("truncation_side", init.pop("truncation_side", "right"))
+        self.padding_side = check_side("padding_side", init.pop("padding_side", self.padding_side))
+        self.truncation_side = check_side("truncation_side", init.pop("truncation_side", self.truncation_side))
         self.model_input_names = batch.input_names(init.pop("model_input_names", None))
         self.clean_up_tokenization_spaces = bool(init.pop("clean_up_tokenization_spaces", False))
         self.split_special_tokens = bool(init.pop("split_special_tokens", False))
@@ -114,37 +117,6 @@ class PreTrainedTokenizerBase(Detokenizer):
     def vocab(self) -> dict[str, int]:
         """The same as `get_vocab()`."""
         return self.get_vocab()
-
-    @property
-    def add_bos_token(self) -> bool:
-        """Whether texts begin with `bos_token`; may be set."""
-        return self._add_bos_token
-
-    @add_bos_token.setter
-    def add_bos_token(self, value: bool) -> None:
-        self._add_bos_token, self._own_template = bool(value), True
-        self._special_tokens_changed()
-
-    @property
-    def add_eos_token(self) -> bool:
-        """Whether texts end with `eos_token`; may be set."""
-        return self._add_eos_token
-
-    @add_eos_token.setter
-    def add_eos_token(self, value: bool) -> None:
-        self._add_eos_token, self._own_template = bool(value), True
-        self._special_tokens_changed()
-
-    def num_special_tokens_to_add(self, pair: bool = False) -> int:
-        """Return how many special tokens a call puts around a text, or around a pair."""
-        return int(self._tokenizer.num_special_tokens_to_add(pair))
-
-    def _special_tokens_changed(self) -> None:
-        if self._own_template:
-            bos = (self.bos_token, self.bos_token_id) if self._add_bos_token else None
-            eos = (self.eos_token, self.eos_token_id) if self._add_eos_token else None
-            with self._guard.changing():
-                postprocess.set_template(self._tokenizer, bos=bos, eos=eos)
 
     def _vocabulary_changed(self) -> None:
         self._decoding = decoding.Decoding(self._tokenizer)
@@ -244,9 +216,32 @@ class PreTrainedTokenizerBase(Detokenizer):
         result["labels"] = encode(text_target, text_pair_target)["input_ids"]
         return result
 
-    def encode(self, text: Text, text_pair: Text | None = None, add_special_tokens: bool = True, **kwargs: Any) -> Any:
+    def encode(
+        self,
+        text: Text,
+        text_pair: Text | None = None,
+        add_special_tokens: bool = True,
+        padding: Padding = False,
+        truncation: Truncation = None,
+        max_length: int | None = None,
+        stride: int = 0,
+        padding_side: str | None = None,
+        return_tensors: Tensors = None,
+        **kwargs: Any,
+    ) -> Any:
         """Return only the ids of what `__call__` returns; the options are the same."""
-        return self(text, text_pair, add_special_tokens=add_special_tokens, **kwargs)["input_ids"]
+        return self(
+            text,
+            text_pair,
+            add_special_tokens=add_special_tokens,
+            padding=padding,
+            truncation=truncation,
+            max_length=max_length,
+            stride=stride,
+            padding_side=padding_side,
+            return_tensors=return_tensors,
+            **kwargs,
+        )["input_ids"]
 
     def encode_plus(self, text: Text, text_pair: Text | None = None, **kwargs: Any) -> BatchEncoding:
         """Older name of calling the tokenizer with one text."""
@@ -368,23 +363,6 @@ class PreTrainedTokenizerBase(Detokenizer):
         kind = return_tensors or tensor_kind(columns[main])
         padded = pad_columns(columns, options, main=main, pad_values=fill, with_mask=with_mask)
         return BatchEncoding(padded, tensor_type=kind)
-
-    def get_special_tokens_mask(
-        self, token_ids_0: Sequence[int], token_ids_1: None = None, already_has_special_tokens: bool = False
-    ) -> list[int]:
-        """Return 1 for each id of a special token and 0 for the others.
-
-        Raises:
-            TokenizerError: The ids do not hold their special tokens yet; a call with return_special_tokens_mask=True
-                is the way to mask those.
-        """
-        if not already_has_special_tokens or token_ids_1 is not None:
-            raise TokenizerError(
-                "get_special_tokens_mask works on finished sequences: pass already_has_special_tokens=True and one "
-                "list of ids, or call the tokenizer with return_special_tokens_mask=True."
-            )
-        special = set(self.all_special_ids)
-        return [int(index in special) for index in token_ids_0]
 
     def __repr__(self) -> str:
         return (

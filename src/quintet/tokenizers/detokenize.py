@@ -79,9 +79,15 @@ class Detokenizer(Saving):
             texts.append(decoding.clean_up(text) if clean else text)
         return texts if nested else texts[0]
 
-    def batch_decode(self, sequences: Any, skip_special_tokens: bool = False, **kwargs: Any) -> list[str]:
+    def batch_decode(
+        self,
+        sequences: Any,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+        **kwargs: Any,
+    ) -> list[str]:
         """Turn lists of ids into a list of texts; the options are those of `decode`."""
-        texts = self.decode(sequences, skip_special_tokens=skip_special_tokens, **kwargs)
+        texts = self.decode(sequences, skip_special_tokens, clean_up_tokenization_spaces, **kwargs)
         return [texts] if isinstance(texts, str) else texts
 
     def stream_decoder(self, skip_special_tokens: bool = False, **decode_kwargs: Any) -> StreamDecoder:
