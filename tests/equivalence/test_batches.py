@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from quintet.cache import StaticCache
+from quintet.cache import DynamicCache, StaticCache
+from quintet.errors import InputError
+from quintet.layers.begin import windows_of
 
 
 def test_rows_of_equal_length(make: Any, ids: torch.Tensor, close: Any) -> None:
@@ -120,6 +122,50 @@ def test_a_mask_of_four_dimensions_replaces_the_window(make: Any, kinds: Any, id
             else:
                 close(got[:, :window], windowed[:, :window])
                 assert not torch.allclose(got[:, window:], windowed[:, window:], atol=1e-3)
+
+
+def test_a_mask_for_each_kind_of_layer(make: Any, family: Any, ids: torch.Tensor, close: Any) -> None:
+    model = make()
+    names = dict.fromkeys(getattr(model.config, "layer_types", None) or ())
+    if not names:
+        with pytest.raises((ValueError, TypeError, AttributeError)):
+            model(ids, attention_mask={"full_attention": None})
+        return
+    mask = torch.ones_like(ids)
+    mask[0, :4] = mask[1, 7:] = 0
+    real = mask.bool()
+    windows = dict(zip(model.config.layer_types, windows_of(model.config), strict=True))
+    rules = {}
+    for name, window in windows.items():
+        rule = torch.ones(9, 9).tril().bool() & ~torch.ones(9, 9).tril(-(window or 9)).bool()
+        rules[name] = rule & real[:, None, None, :]
+    with torch.no_grad():
+        wanted = model(ids, attention_mask=mask).logits[real]
+        close(model(ids, attention_mask=rules).logits[real], wanted)
+        close(model(ids, attention_mask=dict.fromkeys(names, mask)).logits[real], wanted)
+        # and with a cache that keeps every key: the last rows of the same masks
+        before = {name: rule[:, :, :6, :6] for name, rule in rules.items()}
+        past = model(ids[:, :6], attention_mask=before, past_key_values=DynamicCache()).past_key_values
+        got = model(ids[:, 6:], attention_mask={k: v[:, :, 6:] for k, v in rules.items()}, past_key_values=past)
+        whole = model(ids, attention_mask=mask).logits[:, 6:]
+        close(got.logits[real[:, 6:]], whole[real[:, 6:]])
+
+
+def test_a_mask_over_keys_that_are_gone_is_refused(make: Any, kinds: Any, ids: torch.Tensor, close: Any) -> None:
+    """A 4-D mask over all tokens could show keys that a window has dropped; a store that keeps all takes it."""
+    everything = torch.ones(9, 9).tril().bool()[None, None].repeat(3, 1, 1, 1)
+    for fields, window in kinds:
+        model = make(**fields)
+        with torch.no_grad():
+            past = model(ids[:, :8], past_key_values=DynamicCache(), attention_mask=everything[:, :, :8, :8])
+            got = model(ids[:, 8:], past_key_values=past.past_key_values, attention_mask=everything[:, :, 8:])
+            close(got.logits, model(ids, attention_mask=everything).logits[:, 8:])
+            past = model(ids[:, :8], use_cache=True).past_key_values
+            if window is None:
+                close(model(ids[:, 8:], past_key_values=past, attention_mask=everything[:, :, 8:]).logits, got.logits)
+                continue
+            with pytest.raises(InputError, match="4-D attention_mask over 9 tokens .* past_key_values=DynamicCache"):
+                model(ids[:, 8:], past_key_values=past, attention_mask=everything[:, :, 8:])
 
 
 def test_a_query_that_sees_nothing_is_finite(make: Any, ids: torch.Tensor) -> None:

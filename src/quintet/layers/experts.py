@@ -126,7 +126,10 @@ class RoutedExperts(nn.Module):
         Returns:
             (N, D).
         """
-        if torch.compiler.is_compiling() or x.is_meta:  # no values to look at
+        # To a compiler, and on the meta device, indices have no values. On a GPU a look at them would make every decode
+        # step wait for the device; for many tokens the wait is nothing beside the work.
+        few = x.device.type != "cpu" and indices.numel() < self.num_experts
+        if torch.compiler.is_compiling() or x.is_meta or few:
             return self._with_fixed_shapes(x, indices, weights)
         stacks = [_slices(stack) for stack in self.stacks()]
         out = torch.zeros_like(x)
@@ -142,7 +145,7 @@ class RoutedExperts(nn.Module):
         return out
 
     def _with_fixed_shapes(self, x: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """The same for a compiler, which cannot follow how many tokens an expert gets.
+        """The same without a look at how many tokens an expert gets, which a compiler could not follow.
 
         Few tokens ask each of their experts by itself; from as many choices as there are experts on, every token asks
         all experts, and the weights of those it did not choose are 0.
