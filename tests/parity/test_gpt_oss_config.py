@@ -189,6 +189,7 @@ def test_bad_input() -> None:
         ({}, r"either input_ids or inputs_embeds; got neither"),
         ({"inputs_embeds": torch.ones(1, 7, 31)}, r"must be \(batch, tokens, 32\)"),
         ({"input_ids": IDS, "attention_mask": torch.ones(1, 6)}, r"shape \(1, 6\), but must be \(1, 7\)"),
+        ({"input_ids": IDS, "attention_mask": [[1] * 7]}, r"attention_mask is a list, but must be a tensor of shape"),
         ({"input_ids": IDS, "attention_mask": torch.ones(1, 1, 7, 6)}, r"must broadcast to \(1, heads, 7, 7\)"),
         ({"input_ids": IDS, "attention_mask": {FULL: None}}, r"and 'sliding_attention' is missing"),
         (

@@ -130,6 +130,7 @@ def test_bad_input() -> None:
         ({"input_ids": IDS, "inputs_embeds": torch.ones(1, 7, 32)}, r"got both"),
         ({"inputs_embeds": torch.ones(1, 7, 31)}, r"must be \(batch, tokens, 32\)"),
         ({"input_ids": IDS, "attention_mask": torch.ones(1, 6)}, r"shape \(1, 6\), but must be \(1, 7\)"),
+        ({"input_ids": IDS, "attention_mask": [[1] * 7]}, r"attention_mask is a list, but must be a tensor of shape"),
         ({"input_ids": IDS, "attention_mask": torch.ones(1, 1, 7, 6)}, r"must broadcast to \(1, heads, 7, 7\)"),
         ({"input_ids": IDS, "position_ids": torch.arange(6)[None]}, r"position_ids have shape \(1, 6\)"),
         ({"input_ids": IDS, "head_mask": torch.ones(3)}, r"head_mask has shape \(3,\), but must be \(4,\)"),

@@ -108,7 +108,7 @@ def begin_rotary(
     rows, tokens = x.shape[0], x.shape[1]
     past = past_length(opened.cache, config.num_hidden_layers)
     masks = make_masks(
-        attention_mask if isinstance(attention_mask, Mapping) else flat(attention_mask),
+        flat(attention_mask),
         rows=rows,
         queries=tokens,
         cache=opened.cache,

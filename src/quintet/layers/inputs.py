@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -244,9 +244,9 @@ def expand_head_mask(head_mask: torch.Tensor | None, layers: int, heads: int, pr
     return head_mask.expand(layers, heads)
 
 
-def flat(mask: torch.Tensor | None) -> torch.Tensor | None:
+def flat(mask: Any) -> Any:
     """Flatten a mask of (rows, choices, tokens) to (B, S); every other form passes through."""
-    return mask.reshape(-1, mask.shape[-1]) if mask is not None and mask.dim() == 3 else mask
+    return mask.reshape(-1, mask.shape[-1]) if isinstance(mask, torch.Tensor) and mask.dim() == 3 else mask
 
 
 def past_length(cache: Cache | None, layers: int) -> int | torch.Tensor:

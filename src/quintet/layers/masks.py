@@ -191,6 +191,11 @@ def _read(
     """
     if attention_mask is None:
         return None, None
+    if not isinstance(attention_mask, torch.Tensor):
+        raise InputError(
+            f"attention_mask is a {type(attention_mask).__name__}, but must be a tensor of shape (rows, tokens) with 1 "
+            "for real tokens and 0 for padding. Make one with torch.tensor(...)."
+        )
     past = 0 if cache is None else cache.past()
     fixed = isinstance(past, torch.Tensor)
     known = not fixed or (past.device.type == "cpu" and not torch.compiler.is_compiling())  # type: ignore[union-attr]
