@@ -93,6 +93,8 @@ def test_harmony_decodes_any_ids(ids: list[int], harmony: tuple[Any, Any]) -> No
     assert tokenizer.decode(known) == reference.decode(known)
     pieces = [reference.decode_single_token_bytes(index) for index in known]
     assert [tokenizer.token_bytes(index) for index in known] == pieces
+    stream = tokenizer.stream_decoder()
+    assert "".join([*map(stream.put, known), stream.end()]) == reference.decode(known)
 
 
 @pytest.mark.parametrize(
