@@ -219,6 +219,25 @@ def test_every_task_of_every_family(kind: str, tmp_path: Path) -> None:
         assert type(auto_class.from_pretrained(tmp_path)) is type(made)
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "gpt_neox", "gpt_oss", "openai-gpt", "seed_oss"])
+def test_the_tokenizer_of_every_family(kind: str, tiny_gpt2: Path, tmp_path: Path) -> None:
+    """A folder that names no tokenizer class gets the one of its family."""
+    if kind == "openai-gpt":  # the one that is no BPE of bytes
+        vocabulary = ["<unk>", "a", "c", "t</w>", "a</w>", "at</w>", "cat</w>"]
+        (tmp_path / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(vocabulary)}))
+        (tmp_path / "merges.txt").write_text("#version: 0.2\na t</w>\nc at</w>\n")
+        wanted = [4, 6]
+    else:
+        shutil.copy(tiny_gpt2 / "tokenizer.json", tmp_path)
+        wanted = AutoTokenizer.from_pretrained(tiny_gpt2)("a cat").input_ids
+    write(tmp_path, {"model_type": kind})
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert type(tokenizer).__name__ == family_of(kind).tokenizer
+    assert tokenizer("a cat").input_ids == wanted
+    tokenizer.save_pretrained(tmp_path / "saved")
+    assert type(AutoTokenizer.from_pretrained(tmp_path / "saved")) is type(tokenizer)
+
+
 def test_a_file_without_model_type(tmp_path: Path) -> None:
     old = {"architectures": ["GPT2LMHeadModel"], "n_embd": 24, "n_head": 2}
     assert isinstance(AutoConfig.from_pretrained(write(tmp_path, old)), GPT2Config)
