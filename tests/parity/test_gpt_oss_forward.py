@@ -157,66 +157,6 @@ def yarn(**keys: Any) -> dict[str, Any]:
     return {"rope_parameters": {**base, **keys}}
 
 
-ROPES: dict[str, dict[str, Any]] = {
-    "default": {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
-    "default-old": {"rope_parameters": None, "rope_theta": 500.0, "rope_scaling": {"rope_type": "default"}},
-    "linear": {"rope_parameters": None, "rope_theta": 700.0, "rope_scaling": {"type": "linear", "factor": 3.0}},
-    "dynamic": {"rope_parameters": None, "rope_theta": 700.0, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
-    "longrope": {
-        "rope_parameters": {
-            "rope_type": "longrope",
-            "rope_theta": 800.0,
-            "short_factor": [1.0, 1.1, 1.2, 1.3],
-            "long_factor": [1.0, 2.0, 3.0, 5.0],
-            "original_max_position_embeddings": 16,
-        }
-    },
-    "llama3": {
-        "rope_parameters": None,
-        "rope_theta": 600.0,
-        "rope_scaling": {
-            "rope_type": "llama3",
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 32,
-        },
-    },
-    "published": {"rope_theta": 150000.0, "rope_scaling": None, "rope_parameters": None},
-    "yarn": yarn(),
-    "yarn-truncate": yarn(truncate=True),
-    "yarn-whole": yarn(truncate=False),
-    "yarn-betas": yarn(beta_fast=5.0, beta_slow=0.3, truncate=False),
-    "yarn-attention": yarn(attention_factor=0.7),
-    "yarn-mscale": yarn(mscale=0.8, mscale_all_dim=0.4),
-    "yarn-one-mscale": yarn(mscale=0.8),
-    "yarn-factor-1": yarn(factor=1.0),
-    "yarn-old": {
-        "rope_parameters": None,
-        "rope_theta": 900.0,
-        "rope_scaling": {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 8, "truncate": False},
-    },
-}
-
-
-@pytest.mark.parametrize("length", [7, 16, 17, 64, 65, 150])
-@pytest.mark.parametrize("kind", ROPES)
-def test_rope(pair: Any, same: Any, kind: str, length: int) -> None:
-    """Inside and past the original length, with both generations of names."""
-    ours, theirs = pair("GptOssForCausalLM", max_position_embeddings=64, **ROPES[kind])
-    same(ours(LONG[:, :length]), theirs(LONG[:, :length]))
-
-
-def test_the_published_rope(pair: Any) -> None:
-    ours, theirs = pair("GptOssModel", rope_parameters=None)
-    wanted = {"rope_type": "yarn", "rope_theta": 150000.0, "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0}
-    wanted |= {"truncate": False, "original_max_position_embeddings": 4096}
-    assert ours.config.rope_parameters == wanted
-    assert theirs.config.rope_parameters == wanted
-    assert torch.equal(ours.rotary_emb.inv_freq, theirs.rotary_emb.inv_freq)
-    assert ours.rotary_emb.attention_factor == theirs.rotary_emb.attention_scaling == pytest.approx(1.34657359)
-
-
 def drawn(seed: int) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """A class, a configuration and inputs, all at random."""
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
@@ -337,21 +277,6 @@ def test_a_mask_for_each_kind_of_layer(pair: Any, same: Any, backend: str) -> No
     same(out.aux_loss, ours(IDS, output_router_logits=True).aux_loss)
 
 
-def test_a_mask_for_each_kind_of_layer_with_a_cache(pair: Any, same: Any) -> None:
-    """A sliding layer's mask may be over the keys that the layer keeps, as the reference makes them."""
-    ours, theirs = pair("GptOssForCausalLM", sliding_window=3)
-    mine, other = ours(IDS[:, :5]).past_key_values, theirs(IDS[:, :5], use_cache=True).past_key_values
-    least = torch.finfo(torch.float32).min
-    full = torch.tensor([0, 0, 0, 0, 0, 0, least, 0, 0, 0, 0, 0, 0, 0]).view(1, 1, 2, 7)
-    band = torch.tensor([0, 0, 0, least, least, 0, 0, 0]).view(1, 1, 2, 4)  # the two kept ones, and two new
-    added = {FULL: full, SLIDING: band}
-    got, wanted = (
-        model(IDS[:, 5:], attention_mask=added, past_key_values=past) for model, past in ((ours, mine), (theirs, other))
-    )
-    same(got.logits, wanted.logits)
-    same(got.logits, ours(IDS).logits[:, 5:])
-
-
 @pytest.mark.parametrize("backend", ["eager", "sdpa"])
 def test_left_padding(pair: Any, same: Any, backend: str) -> None:
     """With the reference's positions: its scores. Rotary positions make the row what it is alone."""
@@ -386,70 +311,6 @@ def test_logits_to_keep_and_labels(pair: Any, same: Any) -> None:
     labels[0, :3] = labels[1, 5] = -100
     for given in ({}, {"num_items_in_batch": 5}, {"output_router_logits": True}):
         same(ours(IDS, labels=labels, **given), theirs(IDS, labels=labels, **given))
-
-
-def same_caches(same: Any, got: Any, wanted: Any, layers: int) -> None:
-    for layer in range(layers):
-        same(got.layers[layer].keys, wanted.layers[layer].keys, where=f"keys {layer}")
-        same(got.layers[layer].values, wanted.layers[layer].values, where=f"values {layer}")
-
-
-@pytest.mark.parametrize("backend", ["eager", "sdpa"])
-@pytest.mark.parametrize("window", [2, 3, 4, 6, 50])
-@pytest.mark.parametrize("parts", [[1] * 7, [3, 4], [5, 1, 1], [2, 3, 2]], ids=str)
-def test_caches_in_parts(pair: Any, same: Any, backend: str, window: int, parts: list[int]) -> None:
-    """Sliding layers keep `window - 1` tokens, as the reference's do."""
-    ours, theirs = pair("GptOssForCausalLM", backend=backend, num_hidden_layers=4, sliding_window=window)
-    whole = ours(IDS).logits
-    mine = other = None
-    end = 0
-    for part in IDS.split(parts, dim=1):
-        start, end = end, end + part.shape[1]
-        got = ours(part, past_key_values=mine, output_router_logits=True)
-        wanted = theirs(part, past_key_values=other, use_cache=True, output_router_logits=True)
-        same(got, wanted)
-        same(got.logits, whole[:, start:end])
-        mine, other = got.past_key_values, wanted.past_key_values
-        assert mine.get_seq_length() == other.get_seq_length() == end
-        same_caches(same, mine, other, 4)
-
-
-@pytest.mark.parametrize("backend", ["eager", "sdpa"])
-def test_a_window_of_one_with_a_cache(pair: Any, same: Any, backend: str) -> None:
-    """Nothing is kept. The reference keeps everything there (its slice from -0), so only its whole text is right."""
-    ours, theirs = pair("GptOssForCausalLM", backend=backend, num_hidden_layers=4, sliding_window=1)
-    wanted, past = theirs(IDS, use_cache=False).logits, None
-    for start, end in ((0, 3), (3, 4), (4, 5), (5, 7)):
-        got = ours(IDS[:, start:end], past_key_values=past)
-        same(got.logits, wanted[:, start:end])
-        past = got.past_key_values
-        assert past.layers[0].keys.shape[2] == 0
-        assert past.layers[1].keys.shape[2] == end
-
-
-@pytest.mark.parametrize("kind", ["yarn", "yarn-betas", "llama3", "default"])
-def test_a_cache_past_the_window_and_the_original_length(pair: Any, same: Any, kind: str) -> None:
-    ours, theirs = pair("GptOssForCausalLM", backend="sdpa", sliding_window=9, **ROPES[kind])
-    mine = other = None
-    for part in LONG.split([60, 3, 1, 1, 1, 40, 44], dim=1):
-        got = ours(part, past_key_values=mine)
-        wanted = theirs(part, past_key_values=other, use_cache=True)
-        same(got.logits, wanted.logits)
-        mine, other = got.past_key_values, wanted.past_key_values
-        same_caches(same, mine, other, 2)
-
-
-def test_a_cache_that_keeps_everything_gives_the_same(pair: Any, same: Any) -> None:
-    import quintet
-
-    ours, _ = pair("GptOssForCausalLM", num_hidden_layers=4, sliding_window=3)
-    mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 0]])
-    whole = ours(IDS, attention_mask=mask).logits
-    for cache in (quintet.DynamicCache(), quintet.DynamicCache(config=ours.config)):
-        for start, end in ((0, 4), (4, 5), (5, 7)):
-            got = ours(IDS[:, start:end], attention_mask=mask[:, :end], past_key_values=cache).logits
-            keep = mask[:, start:end].bool()
-            same(got[keep], whole[:, start:end][keep])
 
 
 def test_return_dict_and_defaults(pair: Any, same: Any, alike: Any) -> None:
