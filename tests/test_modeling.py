@@ -41,11 +41,11 @@ def test_embeddings_are_read_and_replaced(model: Any) -> None:
         model.set_output_embeddings(other)
         assert model.get_output_embeddings() is other
         model.tie_weights()
-        assert other.weight is new.weight
+        assert (other.weight is new.weight) is model.config.tie_word_embeddings
 
 
 def test_resizing_keeps_the_old_rows(model: Any) -> None:
-    old = model.get_input_embeddings().weight.detach().clone()
+    old, padding = model.get_input_embeddings().weight.detach().clone(), model.get_input_embeddings().padding_idx
     for size in (105, 128):
         embedding = model.resize_token_embeddings(size)
         assert embedding is model.get_input_embeddings()
@@ -53,10 +53,11 @@ def test_resizing_keeps_the_old_rows(model: Any) -> None:
         assert embedding.num_embeddings == model.config.vocab_size == size
         assert torch.equal(embedding.weight[:99], old)
         assert embedding.weight.requires_grad
+        assert embedding.padding_idx == padding
         head = model.get_output_embeddings()
         if head is not None:
-            assert head.weight is embedding.weight
-            assert head.out_features == size
+            assert (head.weight is embedding.weight) is model.config.tie_word_embeddings
+            assert head.weight.shape == (size, 32) and head.out_features == size
             out = model(torch.full((1, 3), size - 1), labels=torch.full((1, 3), size - 1))
             assert out.logits.shape == (1, 3, size)
             assert out.loss.isfinite()

@@ -91,7 +91,8 @@ class Embeddings(nn.Module):
         tied = head is not None and head.weight is old.weight
         std = float(getattr(self.config, "initializer_range", 0.02))
         weight = _resized(old.weight, size, mean_resizing, std)
-        embedding = nn.Embedding(size, old.embedding_dim, padding_idx=None, device="meta")
+        padding = old.padding_idx if old.padding_idx is not None and old.padding_idx < size else None
+        embedding = nn.Embedding(size, old.embedding_dim, padding_idx=padding, device="meta")
         embedding.weight = nn.Parameter(weight, requires_grad=old.weight.requires_grad)
         self.set_input_embeddings(embedding)
         if isinstance(head, nn.Linear):
