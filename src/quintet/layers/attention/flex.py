@@ -55,19 +55,20 @@ def flex(
     elif not mask.everything:
         options["block_mask"] = mask.once((NAME, q.device), lambda: _block_mask(mask, q))
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    # Compiled where that is the point of it, but not within a program that is being compiled.
+    function = _function(compiled=q.device.type != "cpu" and not torch.compiler.is_compiling())
     if sinks is None:
-        return _function(q.device.type)(q, k, v, **options), None
-    out, lse = _with_lse(_function(q.device.type), q, k, v, options)
+        return function(q, k, v, **options), None
+    out, lse = _with_lse(function, q, k, v, options)
     return add_sinks(out, lse, sinks.view(1, -1, 1))[0], None
 
 
 @cache
-def _function(device: str) -> Callable[..., Any]:
-    """The function, compiled where a compiled one is the point of it."""
+def _function(compiled: bool) -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import flex_attention
 
     function: Callable[..., Any] = flex_attention
-    return function if device == "cpu" or torch.compiler.is_compiling() else torch.compile(function)
+    return torch.compile(function) if compiled else function
 
 
 def _with_lse(
