@@ -121,6 +121,22 @@ def test_the_special_tokens_of_harmony(harmony: tuple[Any, Any]) -> None:
     assert tokenizer.decode([200006, 1428, 200008], skip_special_tokens=True) == reference.decode([1428])
 
 
+def test_harmony_gives_the_ids_of_openai_harmony(
+    harmony: tuple[Any, Any], o200k_file: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = pytest.importorskip("openai_harmony")
+    monkeypatch.setenv("TIKTOKEN_ENCODINGS_BASE", str(o200k_file.parent))
+    reference = package.load_harmony_encoding(package.HarmonyEncodingName.HARMONY_GPT_OSS)
+    story = (data_dir / "storybook" / "valid.txt").read_text(encoding="utf-8")[:50_000]
+    texts = [*TEXTS, story, *harmony[0].get_added_vocab()]
+    # That package has only the other name of 200018.
+    texts = [text for text in texts if "<|endofprompt|>" not in text]
+    assert harmony[0](texts, verbose=False)["input_ids"] == [
+        reference.encode(text, allowed_special="all") for text in texts
+    ]
+    assert reference.encode("<|reserved_200018|>", allowed_special="all") == [200018]
+
+
 @pytest.mark.slow
 def test_base_gives_the_ids_of_tiktoken(load: Callable[[str], tuple[Any, Any]]) -> None:
     tokenizer, reference = load("o200k_base")
@@ -141,9 +157,13 @@ def test_all_corpora(name: str, load: Callable[[str], tuple[Any, Any]], corpora:
 def test_every_character(harmony: tuple[Any, Any]) -> None:
     """Beside letters, marks, spaces and quotes: the two libraries have regular expressions of their own."""
     characters = [chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000]
-    for start in range(0, len(characters), 8192):
-        texts = [f"a{char}B {char}b'{char} {char}{char}1{char}\n" for char in characters[start : start + 8192]]
-        compare(*harmony, texts)
+    texts = ["".join(f"a{char}B {char}b'{char} {char}{char}1{char}\n" for char in row) for row in rows(characters, 64)]
+    for part in rows(texts, 512):
+        compare(*harmony, part)
+
+
+def rows(items: list[str], size: int) -> list[list[str]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 # --- any file ---------------------------------------------------------------------------------------------------------
