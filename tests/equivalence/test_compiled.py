@@ -30,8 +30,8 @@ def greedy(model: Any, ids: torch.Tensor, count: int) -> torch.Tensor:
     return ids
 
 
-def test_forward(make: Any, ids: torch.Tensor, close: Any) -> None:
-    model = make()
+def test_forward(make_one: Any, ids: torch.Tensor, close: Any) -> None:
+    model = make_one()
     mask = torch.ones_like(ids)
     mask[0, :4] = mask[1, 7:] = 0
     compiled = torch.compile(model, fullgraph=True, backend=FRONT)
