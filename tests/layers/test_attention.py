@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -107,20 +109,27 @@ def inputs(mask: MaskSpec, groups: int, sinks: bool, dtype: torch.dtype = torch.
 
 def visible(mask: MaskSpec) -> torch.Tensor:
     """The rule of a mask that is not the caller's, written out: (B, T, K) bool."""
-    past, offset = int(mask.past), int(mask.offset)
-    rule = torch.zeros(ROWS, mask.queries, mask.keys, dtype=torch.bool)
+    padding = None if mask.padding is None else tuple(map(tuple, mask.padding.tolist()))
+    return written_out(mask.queries, mask.keys, int(mask.past), int(mask.offset), mask.causal, mask.window, padding)
+
+
+@cache
+def written_out(
+    queries: int, keys: int, past: int, offset: int, causal: bool, window: int | None, padding: Any
+) -> torch.Tensor:
+    rule = torch.zeros(ROWS, queries, keys, dtype=torch.bool)
     for row in range(ROWS):
-        for query in range(mask.queries):
+        for query in range(queries):
             own = past + query
-            for key in range(mask.keys):
+            for key in range(keys):
                 slot = offset + key
                 seen = slot >= 0
-                if mask.causal:
+                if causal:
                     seen = seen and slot <= own
-                if mask.window is not None:
-                    seen = seen and own - slot < mask.window
-                if mask.padding is not None:
-                    seen = seen and slot < mask.padding.shape[1] and bool(mask.padding[row, slot])
+                if window is not None:
+                    seen = seen and own - slot < window
+                if padding is not None:
+                    seen = seen and slot < len(padding[row]) and padding[row][slot]
                 rule[row, query, key] = seen
             if not rule[row, query].any():
                 rule[row, query, own - offset] = True
