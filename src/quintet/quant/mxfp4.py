@@ -68,7 +68,7 @@ def unpack(blocks: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype = torc
     pairs, powers = tables(wide, blocks.device)
     flat, exponents = blocks.reshape(-1, groups * BLOCK // 2), scales.reshape(-1, groups)  # (R, 16 G), (R, G)
     rows, step = len(flat), max(1, _CHUNK // max(1, groups * BLOCK))
-    if rows <= step:
+    if rows <= 4 * step:  # little enough: what is made on the way is small, and the result needs no copy
         return _unpack_rows(flat, exponents, pairs, powers, wide).to(dtype).view(*lead, groups * BLOCK)
     out = torch.empty(rows, groups * BLOCK, dtype=dtype, device=blocks.device)
     for begin in range(0, rows, step):
