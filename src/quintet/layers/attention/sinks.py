@@ -71,6 +71,9 @@ def with_sinks(
     if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, sink)):
         result: torch.Tensor = _Sinks.apply(q, k, v, sink, rule, causal, scale, *pair)
         return result
+    # Measured for one query of gpt-oss (64 heads over 8 of 64, one core, keys in a cache's slab), this against matmul,
+    # softmax over one column more, matmul: 38 and 57 us over 64 keys, 0.32 and 0.44 ms over 1,024, 1.2 and 1.7 ms over
+    # 4,096 in bfloat16; 25 and 28 us, 0.26 and 0.27 ms, 1.0 and 1.25 ms in float32.
     out, lse, _ = pair[0](q, k, v, rule, causal, scale)
     return add_sinks(out, lse, sink)[0]
 
