@@ -115,6 +115,16 @@ if TYPE_CHECKING:
         SeedOssPreTrainedModel,
     )
     from quintet.outputs import ModelOutput
+    from quintet.pipelines import (
+        FeatureExtractionPipeline,
+        Pipeline,
+        QuestionAnsweringPipeline,
+        TextClassificationPipeline,
+        TextGenerationPipeline,
+        TokenClassificationPipeline,
+        ZeroShotClassificationPipeline,
+        pipeline,
+    )
     from quintet.quant.config import Mxfp4Config
     from quintet.tokenizers import (
         AddedToken,
@@ -155,6 +165,7 @@ __all__ = [
     "DynamicLayer",
     "DynamicSlidingWindowLayer",
     "EncoderDecoderCache",
+    "FeatureExtractionPipeline",
     "GPT2Config",
     "GPT2DoubleHeadsModel",
     "GPT2ForQuestionAnswering",
@@ -202,6 +213,7 @@ __all__ = [
     "OpenAIGPTPreTrainedModel",
     "OpenAIGPTTokenizer",
     "OpenAIGPTTokenizerFast",
+    "Pipeline",
     "PreTrainedConfig",
     "PreTrainedModel",
     "PreTrainedTokenizer",
@@ -209,6 +221,7 @@ __all__ = [
     "PreTrainedTokenizerFast",
     "PretrainedConfig",
     "QuantizedCache",
+    "QuestionAnsweringPipeline",
     "QuintetError",
     "RepetitionPenaltyLogitsProcessor",
     "SeedOssConfig",
@@ -225,14 +238,19 @@ __all__ = [
     "StoppingCriteria",
     "StoppingCriteriaList",
     "TemperatureLogitsWarper",
+    "TextClassificationPipeline",
+    "TextGenerationPipeline",
     "TextIteratorStreamer",
     "TextStreamer",
+    "TokenClassificationPipeline",
     "TokenizerError",
     "TopKLogitsWarper",
     "TopPLogitsWarper",
     "TrainingArguments",
     "TrainingError",
     "UsageError",
+    "ZeroShotClassificationPipeline",
+    "pipeline",
     "register_family",
     "train",
 ]
@@ -283,6 +301,10 @@ _HOMES = {
         "GptOssForTokenClassification GptOssModel GptOssPreTrainedModel"
     ),
     "outputs": "ModelOutput",
+    "pipelines": (
+        "FeatureExtractionPipeline Pipeline QuestionAnsweringPipeline TextClassificationPipeline "
+        "TextGenerationPipeline TokenClassificationPipeline ZeroShotClassificationPipeline pipeline"
+    ),
     "quant.config": "Mxfp4Config",
     "tokenizers": (
         "AddedToken AutoTokenizer BatchEncoding GPT2Tokenizer GPT2TokenizerFast GPTNeoXTokenizerFast "

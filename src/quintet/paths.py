@@ -44,6 +44,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "models.auto.configuration_auto": ("auto",),
     "models.auto.modeling_auto": ("auto",),
     "models.auto.tokenization_auto": ("tokenizers.auto",),
+    "pipelines.pt_utils": ("pipelines.data",),
     "pytorch_utils": ("layers.conv1d",),
     "tokenization_utils": ("tokenizers",),
     "tokenization_utils_base": ("tokenizers",),
