@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "ChatError",
     "CheckpointError",
     "ConfigError",
     "GenerationError",
@@ -42,6 +43,10 @@ class HubError(QuintetError, OSError):
 
 class TokenizerError(QuintetError, ValueError):
     """Text, ids or vocabulary files that a tokenizer cannot use."""
+
+
+class ChatError(QuintetError, ValueError):
+    """Messages, tools or a chat template that cannot be used."""
 
 
 class InputError(QuintetError, ValueError):
