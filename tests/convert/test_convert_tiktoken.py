@@ -39,6 +39,15 @@ def test_both_forms(layout: str, text: str, ids: list[int], source: Path, tmp_pa
     assert tokenizer.eos_token == {"o200k-harmony": "<|return|>", "o200k-base": "<|endoftext|>"}[layout]
 
 
+def test_a_model_keeps_its_weights(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        (tmp_path / "out" / name).write_text("old", encoding="ascii")
+    convert(source, tmp_path / "out", source_layout="o200k-harmony", force=True)
+    kept = {file.name for file in (tmp_path / "out").iterdir() if file.read_bytes() == b"old"}
+    assert kept == {"model.safetensors", "config.json"}
+
+
 def test_the_file_does_not_say_which(source: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="may be any of o200k-base, o200k-harmony. Say which one with --from"):
         convert(source, tmp_path / "out")

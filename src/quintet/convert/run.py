@@ -146,6 +146,8 @@ def _move(work: Path, output: Path) -> list[Path]:
     output.mkdir(exist_ok=True)
     names = sorted(file.name for file in work.iterdir())
     stale = {file.name for file in output.iterdir() if _WEIGHTS.fullmatch(file.name)} - set(names)
+    if not any(_WEIGHTS.fullmatch(name) for name in names):  # a tokenizer alone: the model's weights stay
+        stale = set()
     try:
         with StagedFiles(output) as staged:
             for name in names:
