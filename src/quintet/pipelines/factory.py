@@ -100,16 +100,16 @@ def pipeline(
     }
     if isinstance(options.get("local_files_only"), bool):
         where["local_files_only"] = options.pop("local_files_only")
-    name = str(model) if isinstance(model, (str, Path)) else None
+    path = str(model) if isinstance(model, (str, Path)) else None
     if isinstance(config, (str, os.PathLike)):
         config = AutoConfig.from_pretrained(config, **where)
     if found is None:
-        found = _task_of(model, AutoConfig.from_pretrained(name, **where) if name and config is None else config)
-    if name is not None:
-        model = _load_model(found, name, config, {**where, **keywords})
+        found = _task_of(model, AutoConfig.from_pretrained(path, **where) if path and config is None else config)
+    if path is not None:
+        model = _load_model(found, path, config, {**where, **keywords})
         if device is None and keywords.get("device_map") is not None:
             device = model.device
-    tokenizer = _load_tokenizer(tokenizer, name, model, use_fast, where)
+    tokenizer = _load_tokenizer(tokenizer, path, model, use_fast, where)
     chosen = pipeline_class or CLASSES[found.name]
     return chosen(model=model, tokenizer=tokenizer, task=task or found.name, device=device, **options)
 

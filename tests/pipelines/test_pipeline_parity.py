@@ -1,0 +1,157 @@
+"""Our pipelines and the reference's on the same weights: the same records, scores to 1e-5."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import quintet
+from quintet.auto import family_of
+from quintet.pipelines import TASKS
+
+from .conftest import TEXTS
+
+Pair = Callable[..., tuple[Any, Any]]
+Alike = Callable[..., None]
+LONG = " ".join(TEXTS) * 4
+
+
+def both(pair: tuple[Any, Any], *inputs: Any, **options: Any) -> tuple[Any, Any]:
+    """What ours gives and what the reference gives."""
+    ours, theirs = pair
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ours(*inputs, **options), theirs(*inputs, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_new_tokens": 8},
+        {"max_new_tokens": 8, "return_full_text": False},
+        {"max_new_tokens": 8, "return_tensors": True},
+        {"max_length": 60},
+        {"max_new_tokens": 6, "prefix": "The house. "},
+        {"max_length": 50, "prefix": "The house. "},
+        {"max_new_tokens": 6, "add_special_tokens": True, "skip_special_tokens": False},
+        {"max_new_tokens": 120, "handle_long_generation": "hole"},
+        {"min_new_tokens": 4, "max_new_tokens": 9, "repetition_penalty": 1.3},
+    ],
+    ids=str,
+)
+def test_text_generation(pair: Pair, alike: Alike, options: dict[str, Any]) -> None:
+    pipes = pair("text-generation")
+    alike(*both(pipes, TEXTS[3], do_sample=False, **options))
+    alike(*both(pipes, TEXTS[:2], do_sample=False, **options))
+
+
+def test_text_generation_of_every_family(pair: Pair, alike: Alike, kind: str) -> None:
+    alike(*both(pair("text-generation", kind), TEXTS, do_sample=False, max_new_tokens=6, return_tensors=True))
+
+
+def test_stop_sequence(transformers: ModuleType, alike: Alike) -> None:
+    folder = str(Path(quintet.__file__).parent / "storyteller")
+    options = {"model": folder, "device": "cpu", "do_sample": False, "max_new_tokens": 20, "return_full_text": False}
+    pipes = quintet.pipeline("text-generation", **options), transformers.pipeline("text-generation", **options)
+    text = pipes[0]("Once upon a time")[0]["generated_text"]
+    for stop in (text[8:11], ["never at all", text[8:11]]):
+        got, wanted = both(pipes, "Once upon a time", stop_sequence=stop)
+        alike(got, wanted)
+        assert 0 < len(got[0]["generated_text"]) < len(text)
+
+
+def test_options_of_the_pipeline_and_of_a_call(pair: Pair, alike: Alike) -> None:
+    pipes = pair("text-generation", do_sample=False, max_new_tokens=5, return_full_text=False)
+    alike(*both(pipes, TEXTS[0]))
+    alike(*both(pipes, TEXTS[0], max_new_tokens=7, return_full_text=True))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"top_k": 1},
+        {"top_k": 2},
+        {"top_k": None},
+        {"function_to_apply": "sigmoid"},
+        {"function_to_apply": "none", "top_k": None},
+        {"truncation": True, "max_length": 5},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("of_pipeline", [False, True])
+def test_text_classification(pair: Pair, alike: Alike, options: dict[str, Any], of_pipeline: bool) -> None:
+    pipes = pair("text-classification", **(options if of_pipeline else {}))
+    call = {} if of_pipeline else options
+    alike(*both(pipes, TEXTS[1], **call))
+    alike(*both(pipes, TEXTS, **call))
+    alike(*both(pipes, {"text": TEXTS[0], "text_pair": TEXTS[1]}, **call))
+
+
+@pytest.mark.parametrize("problem", ["regression", "single_label_classification", "multi_label_classification"])
+@pytest.mark.parametrize("labels", [1, 3])
+def test_function_by_problem_type(pair: Pair, alike: Alike, problem: str, labels: int) -> None:
+    if labels == 1 and problem == "single_label_classification":
+        pytest.skip("the reference refuses this configuration")
+    names = {number: f"L{number}" for number in range(labels)}
+    pipes = pair("text-classification", fields={"problem_type": problem, "id2label": names})
+    alike(*both(pipes, TEXTS, top_k=None))
+
+
+@pytest.mark.parametrize("strategy", ["none", "simple", "first", "average", "max"])
+def test_token_classification(pair: Pair, alike: Alike, strategy: str) -> None:
+    pipes = pair("token-classification", aggregation_strategy=strategy)
+    alike(*both(pipes, TEXTS[1]))
+    alike(*both(pipes, TEXTS))
+    alike(*both(pipes, TEXTS[1], ignore_labels=[]))
+    alike(*both(pipes, TEXTS[1], ignore_labels=["PER", "B-PER"]))
+    if strategy != "none":
+        got, wanted = both(pipes, LONG, stride=20)
+        alike(got, wanted)
+        assert got[-1]["end"] > 300, "the text was not read to its end"
+    got, wanted = both(pipes, LONG)
+    alike(got, wanted)
+
+
+def test_words_and_offsets(pair: Pair, alike: Alike) -> None:
+    pipes = pair("token-classification", aggregation_strategy="simple", ignore_labels=[])
+    words = ["The", "cat", "said", "nothing"]
+    alike(*both(pipes, words, is_split_into_words=True))
+    alike(*both(pipes, [words, ["She"]], is_split_into_words=True, delimiter="--"))
+
+
+def test_feature_extraction(pair: Pair, alike: Alike) -> None:
+    pipes = pair("feature-extraction")
+    alike(*both(pipes, TEXTS[1]))
+    alike(*both(pipes, TEXTS))
+    alike(*both(pipes, TEXTS[1], return_tensors=True))
+    alike(*both(pipes, LONG, truncation=True))
+    alike(*both(pipes, TEXTS[1], tokenize_kwargs={"max_length": 3, "truncation": True}))
+
+
+@pytest.mark.parametrize("options", [{}, {"multi_label": True}, {"hypothesis_template": "It is about {}"}], ids=str)
+def test_zero_shot_classification(pair: Pair, alike: Alike, options: dict[str, Any]) -> None:
+    pipes = pair("zero-shot-classification")
+    alike(*both(pipes, TEXTS[1], candidate_labels=["a cat", "a house", "a day"], **options))
+    alike(*both(pipes, TEXTS, candidate_labels="a cat, a house", **options))
+    alike(*both(pipes, TEXTS[0], candidate_labels=["cat"], **options))
+    alike(*both(pipes, TEXTS[0], ["cat", "dog"], **options))
+
+
+@pytest.mark.parametrize("task", ["text-classification", "token-classification", "feature-extraction"])
+def test_every_family(pair: Pair, alike: Alike, kind: str, task: str) -> None:
+    if TASKS[task].head not in family_of(kind).classes:
+        pytest.skip(f"{kind} has no {task}")
+    alike(*both(pair(task, kind), TEXTS))
+
+
+def test_all_ids_of_a_padded_vocabulary_are_known(checkpoint: Callable[..., Path], pair: Pair) -> None:
+    ours, _ = pair("text-generation", fields={"vocab_size": 4000}, do_sample=True, max_new_tokens=60, temperature=5.0)
+    known = {*ours.tokenizer.get_vocab().values()}
+    for record in ours([TEXTS[0]] * 4, batch_size=4, return_tensors=True, top_k=0):
+        assert {*record[0]["generated_token_ids"]} <= known
