@@ -121,6 +121,22 @@ def test_the_special_tokens_of_harmony(harmony: tuple[Any, Any]) -> None:
     assert tokenizer.decode([200006, 1428, 200008], skip_special_tokens=True) == reference.decode([1428])
 
 
+def test_the_reference_reads_the_same_file(harmony: tuple[Any, Any], data_dir: Path, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    harmony[0].save_pretrained(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    texts = [*TEXTS, (data_dir / "storybook" / "valid.txt").read_text(encoding="utf-8")[:20_000]]
+    got = harmony[0](texts, padding=True, return_offsets_mapping=True)
+    expected = theirs(texts, padding=True, return_offsets_mapping=True)
+    assert got["input_ids"] == expected["input_ids"]
+    assert got["attention_mask"] == expected["attention_mask"]
+    assert got["offset_mapping"] == expected["offset_mapping"]
+    assert harmony[0].batch_decode(got, skip_special_tokens=True) == theirs.batch_decode(
+        got["input_ids"], skip_special_tokens=True
+    )
+    assert theirs.special_tokens_map == harmony[0].special_tokens_map
+
+
 def test_harmony_gives_the_ids_of_openai_harmony(
     harmony: tuple[Any, Any], o200k_file: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
