@@ -13,7 +13,7 @@ from quintet.errors import InputError
 from quintet.fused.cpu_experts import use_cpu_twins
 from quintet.layers.experts import Experts
 from quintet.quant import packed_experts as module
-from quintet.quant.mxfp4 import unpack
+from quintet.quant.mxfp4 import unpack_into
 from quintet.quant.packed_experts import PackedExperts, PackedParameter, packed_linear
 
 E, D, F, K = 6, 64, 96, 2
@@ -36,14 +36,14 @@ def tokens(rows: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor,
 
 @pytest.fixture
 def unpacked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """Numbers that every call of `unpack` inside the module makes."""
+    """Numbers that every call of `unpack_into` inside the module makes."""
     made: list[int] = []
 
-    def counted(blocks: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def counted(out: torch.Tensor, blocks: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
         made.append(blocks.numel() * 2)
-        return unpack(blocks, scales, dtype)
+        return unpack_into(out, blocks, *rest)
 
-    monkeypatch.setattr(module, "unpack", counted)
+    monkeypatch.setattr(module, "unpack_into", counted)
     yield made
 
 

@@ -17,7 +17,18 @@ import torch
 
 from quintet.errors import CheckpointError, InputError
 
-__all__ = ["BLOCK", "NAN_SCALE", "Packed", "check_packed", "check_scales", "check_width", "pack", "unpack"]
+__all__ = [
+    "BLOCK",
+    "NAN_SCALE",
+    "Packed",
+    "check_packed",
+    "check_scales",
+    "check_width",
+    "pack",
+    "unpack",
+    "unpack_into",
+    "wide_dtype",
+]
 
 BLOCK = 32
 NAN_SCALE = 255
@@ -62,28 +73,55 @@ def unpack(blocks: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype = torc
     check_packed(tuple(blocks.shape), tuple(scales.shape), "the packed tensor")
     *lead, groups = scales.shape
     # float16 has neither the range of the scales nor that of the bytes' pairs: it is rounded from float32
-    wide = dtype if dtype in _PAIRS else torch.float32
-    # a compiler makes the tables part of its graph, and warns of caches
-    tables = _tables.__wrapped__ if torch.compiler.is_compiling() else _tables
-    pairs, powers = tables(wide, blocks.device)
-    flat, exponents = blocks.reshape(-1, groups * BLOCK // 2), scales.reshape(-1, groups)  # (R, 16 G), (R, G)
-    rows, step = len(flat), max(1, _CHUNK // max(1, groups * BLOCK))
-    if rows <= 4 * step:  # little enough: what is made on the way is small, and the result needs no copy
-        return _unpack_rows(flat, exponents, pairs, powers, wide).to(dtype).view(*lead, groups * BLOCK)
-    out = torch.empty(rows, groups * BLOCK, dtype=dtype, device=blocks.device)
-    for begin in range(0, rows, step):
+    wide = wide_dtype(dtype)
+    flat, exponents = blocks.reshape(-1, groups, BLOCK // 2), scales.reshape(-1, groups)  # (R, G, 16), (R, G)
+    out = torch.empty(len(flat), groups * BLOCK, dtype=dtype, device=blocks.device)
+    step = max(1, _CHUNK // max(1, groups * BLOCK))
+    index = torch.empty(min(step, len(flat)) * groups * BLOCK // 2, dtype=torch.int32, device=blocks.device)
+    for begin in range(0, len(flat), step):
         part = slice(begin, begin + step)
-        out[part] = _unpack_rows(flat[part], exponents[part], pairs, powers, wide)
+        if dtype == wide:
+            unpack_into(out[part], flat[part], exponents[part], index)
+        else:
+            rows = torch.empty(out[part].shape, dtype=wide, device=blocks.device)
+            out[part] = unpack_into(rows, flat[part], exponents[part], index)
     return out.view(*lead, groups * BLOCK)
 
 
-def _unpack_rows(
-    flat: torch.Tensor, exponents: torch.Tensor, pairs: torch.Tensor, powers: torch.Tensor, dtype: torch.dtype
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the type that numbers of a type are unpacked in: itself, or float32."""
+    return dtype if dtype in _PAIRS else torch.float32
+
+
+def unpack_into(
+    out: torch.Tensor, blocks: torch.Tensor, scales: torch.Tensor, index: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Unpack (r, 16 G) bytes and (r, G) scales to (r, 32 G) numbers, by tables: the fastest that plain torch has."""
-    values = pairs.index_select(0, flat.reshape(-1).int()).view(dtype)  # (r * 16 G,) pairs -> (r * 32 G,)
-    shares = powers.index_select(0, exponents.reshape(-1).int())  # (r * G,)
-    return values.view(-1, BLOCK).mul_(shares[:, None]).view(len(flat), exponents.shape[1] * BLOCK)
+    """Unpack rows to a place that is there: nothing is allocated, which costs more than the work itself does.
+
+    By tables, two numbers at a time: the fastest that plain torch has.
+
+    Args:
+        out: (r, 32 G), contiguous, of a type that `wide_dtype` returns.
+        blocks: (r, G, 16) uint8.
+        scales: (r, G) uint8.
+        index: int32, at least r * 16 G of them, for intermediate results; None makes it.
+
+    Returns:
+        `out`.
+    """
+    count = blocks.numel()
+    # a compiler makes the tables part of its graph, and warns of caches
+    tables = _tables.__wrapped__ if torch.compiler.is_compiling() else _tables
+    pairs, powers = tables(out.dtype, blocks.device)
+    if index is None or torch.compiler.is_compiling():
+        values = pairs.index_select(0, blocks.reshape(-1).int()).view(out.dtype)
+        out.view(-1).copy_(values)
+    else:
+        index = index[:count].copy_(blocks.reshape(-1))
+        torch.index_select(pairs, 0, index, out=out.view(-1).view(pairs.dtype))
+    shares = powers.index_select(0, scales.reshape(-1).int())  # (r * G,)
+    out.view(-1, BLOCK).mul_(shares[:, None])
+    return out
 
 
 class Packed(NamedTuple):

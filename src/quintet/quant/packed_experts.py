@@ -14,12 +14,12 @@ from torch.autograd.function import once_differentiable
 
 from quintet.errors import InputError
 from quintet.layers.experts import Experts, RoutedExperts, clamped_swiglu
-from quintet.quant.mxfp4 import BLOCK, check_width, pack, unpack
+from quintet.quant.mxfp4 import BLOCK, check_width, pack, unpack, unpack_into, wide_dtype
 
 __all__ = ["PackedExperts", "PackedParameter", "count", "packed_linear"]
 
-# Weights that are unpacked at a time: 4 MiB in bfloat16, which are still in a cache when they are multiplied.
-TILE = 2**21
+# Weights that are unpacked at a time: 1 MiB in bfloat16, which are still in a cache when they are multiplied.
+TILE = 2**19
 WEIGHTS = ("gate_up_proj", "down_proj")
 
 
@@ -94,11 +94,15 @@ class _PackedLinear(torch.autograd.Function):
 
 
 def _tiles(blocks: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> Iterator[torch.Tensor]:
-    """Yield the rows of an unpacked weight, some at a time."""
+    """Yield the rows of an unpacked weight, some at a time; each takes the place of the one before."""
     outputs, groups = scales.shape
-    step = max(1, TILE // (groups * BLOCK))
+    step = min(outputs, max(1, TILE // (groups * BLOCK)))
+    tile = torch.empty(step, groups * BLOCK, dtype=wide_dtype(dtype), device=blocks.device)
+    index = torch.empty(tile.numel() // 2, dtype=torch.int32, device=blocks.device)
     for begin in range(0, outputs, step):
-        yield unpack(blocks[begin : begin + step], scales[begin : begin + step], dtype)  # (r, in)
+        part = slice(begin, begin + step)
+        rows = tile[: min(step, outputs - begin)]
+        yield unpack_into(rows, blocks[part], scales[part], index).to(dtype)  # (r, in)
 
 
 def packed_linear(x: torch.Tensor, blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
