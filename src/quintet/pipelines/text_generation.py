@@ -168,7 +168,8 @@ class TextGenerationPipeline(Pipeline):
                 )
         columns = {name: list(encoded[name]) for name in ("input_ids", MASK) if name in encoded}
         piece = Piece(columns, {"prompt": item, "read": len(columns["input_ids"])})
-        if not piece.ids:
+        if real_length(piece) == 0:
+            piece.notes["read"] = 0
             self._begin_from_nothing(piece)
         wanted = self._wanted(options)
         if handle_long_generation == "hole":
