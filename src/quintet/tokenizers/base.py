@@ -27,6 +27,7 @@ from quintet.tokenizers.options import (
 from quintet.tokenizers.padding import as_columns, pad_columns, tensor_kind
 from quintet.tokenizers.saving import clean_init
 from quintet.tokenizers.sequences import Sequences
+from quintet.tokenizers.templates import ChatTemplates, named_templates
 
 __all__ = ["PreTrainedTokenizerBase"]
 
@@ -38,7 +39,7 @@ Truncation = bool | str | TruncationStrategy | None
 Tensors = str | TensorType | None
 
 
-class PreTrainedTokenizerBase(Sequences):
+class PreTrainedTokenizerBase(ChatTemplates, Sequences):
     """What every tokenizer can do; `PreTrainedTokenizerFast` and `PreTrainedTokenizer` derive from it.
 
     Args:
@@ -48,7 +49,7 @@ class PreTrainedTokenizerBase(Sequences):
         model_input_names: Keys of the result that are there unless asked otherwise.
         clean_up_tokenization_spaces: See `decode`.
         split_special_tokens: Encode special tokens in a text as ordinary text, unless a call says otherwise.
-        chat_template: Kept and saved.
+        chat_template: A Jinja template, or several by name; see `apply_chat_template`.
         extra_special_tokens: Special tokens without a name of their own, or a dict of names and tokens.
         **kwargs: `bos_token`, `eos_token`, `unk_token`, `sep_token`, `pad_token`, `cls_token`, `mask_token`,
             `add_bos_token`, `add_eos_token`, `added_tokens_decoder`; anything else is kept and saved again.
@@ -85,7 +86,7 @@ class PreTrainedTokenizerBase(Sequences):
         self.model_input_names = batch.input_names(init.pop("model_input_names", None))
         self.clean_up_tokenization_spaces = bool(init.pop("clean_up_tokenization_spaces", False))
         self.split_special_tokens = bool(init.pop("split_special_tokens", False))
-        self.chat_template = init.pop("chat_template", None)
+        self.chat_template = named_templates(init.pop("chat_template", None))
         self._add_bos_token = bool(init.get("add_bos_token", False))
         self._add_eos_token = bool(init.get("add_eos_token", False))
         self._own_template = "add_bos_token" in init or "add_eos_token" in init

@@ -245,7 +245,11 @@ class Saving(SpecialTokens):
             if name in config:
                 config[name] = getattr(self, name)
         config["clean_up_tokenization_spaces"] = self.clean_up_tokenization_spaces
-        config["chat_template"] = self.chat_template
+        # Several templates are kept as the list that published files have.
+        several = self.chat_template if isinstance(self.chat_template, Mapping) else None
+        config["chat_template"] = (
+            self.chat_template if several is None else [{"name": k, "template": v} for k, v in several.items()]
+        )
         config["extra_special_tokens"] = self.extra_special_tokens or None
         config["model_max_length"] = self.model_max_length if self.model_max_length <= LARGE_INTEGER else None
         config.update(dict.fromkeys(self.SPECIAL_TOKENS_ATTRIBUTES))
