@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from quintet.tokenizers.engine import byte_values
 from quintet.tokenizers.fast import PreTrainedTokenizerFast
 from quintet.tokenizers.tiktoken import write_tokenizer
+
+# Helpers of several test files, which are no tests themselves.
+sys.path.insert(0, str(Path(__file__).parent))
 
 SEED_TOKENS = (
     *("<seed:bos>", "<seed:eos>", "<seed:pad>", "<seed:think>", "</seed:think>"),
@@ -27,6 +31,12 @@ def byte_tokenizer(special: tuple[str, ...] = (), **kwargs: Any) -> PreTrainedTo
     engine.decoder = decoders.ByteLevel()
     engine.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     return PreTrainedTokenizerFast(tokenizer_object=engine, **kwargs)
+
+
+@pytest.fixture(scope="session")
+def make_bytes() -> Any:
+    """`byte_tokenizer`."""
+    return byte_tokenizer
 
 
 @pytest.fixture(scope="session")
