@@ -16,6 +16,7 @@ from typing import Any
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 Record = dict[str, Any]
 
+PEERS = ("quintet", "transformers")
 # What tells results of one benchmark apart.
 KEYS = {
     "decode": ("model", "dtype", "batch"),
@@ -26,6 +27,8 @@ KEYS = {
     "cache": ("length",),
     "micro": ("op", "dtype", "rows", "way"),
     "baselines": ("what",),
+    "families": ("model", "dtype"),
+    "gpt_oss_20b": ("model",),
 }
 
 
@@ -63,6 +66,18 @@ def pair(field: str, unit: str) -> list[Column]:
     return [
         (f"quintet, {unit}", lambda r: spread(r[field]["quintet"])),
         (f"transformers, {unit}", lambda r: spread(r[field]["transformers"])),
+    ]
+
+
+def both(field: str, title: str) -> list[Column]:
+    """Return a column with the medians of both, and one with their ratio."""
+
+    def medians(record: Record) -> str:
+        return " / ".join(number(record[field][peer]["median"]) for peer in PEERS if peer in record[field])
+
+    return [
+        (title, medians),
+        ("ratio", lambda r: f"**{r['ratio'][field]:.2f}**" if "ratio" in r else ""),
     ]
 
 
@@ -117,6 +132,26 @@ TABLES: dict[str, list[Column]] = {
         ("way", lambda r: r["way"]),
         ("us", lambda r: number(r["us_q10"])),
         ("GB/s", lambda r: number(r["gb_s"]) if "gb_s" in r else ""),
+    ],
+    "families": [
+        ("model", lambda r: r["model"]),
+        ("dtype", lambda r: r["dtype"]),
+        ("rounds", lambda r: str(r["rounds"])),
+        *both("decode_tok_s", "decode, tokens/s"),
+        *both("prefill_tok_s", "prompt, tokens/s"),
+        *both("peak_mib", "peak memory, MiB"),
+        ("file, MiB", lambda r: number(r["file_mib"])),
+        *both("load_s", "load, s")[:1],
+    ],
+    "gpt_oss_20b": [
+        ("model", lambda r: r["model"]),
+        ("file, GB", lambda r: number(r["file_gb"])),
+        ("imports and load, s", lambda r: number(r["ready_s"])),
+        ("of it load, s", lambda r: number(r["load_s"])),
+        ("peak memory, GB", lambda r: number(r["peak_gb"])),
+        ("of it the mapped file, GB", lambda r: number(r["peak_file_gb"])),
+        ("above the file, GB", lambda r: number(r["peak_above_file_gb"])),
+        ("a token, s", lambda r: number(r["token_s"])),
     ],
     "baselines": [("what", lambda r: r["what"]), ("bits per byte", lambda r: f"{r['bpb']:.3f}")],
 }

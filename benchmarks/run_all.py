@@ -25,6 +25,8 @@ PLAN = (
     ("micro.py",),
     ("storyteller_baselines.py",),
 )
+# Minutes each, and gigabytes of disk: only when named with --only.
+LARGE = (("families.py",), ("gpt_oss_20b.py",))
 
 
 def main() -> int:
@@ -35,8 +37,9 @@ def main() -> int:
     args = parser.parse_args()
     only = args.only.split(",") if args.only else None
     failed = []
-    for script, *options in PLAN:
-        if only and script.removesuffix(".py") not in only:
+    for script, *options in (*PLAN, *LARGE):
+        wanted = script.removesuffix(".py") in only if only else (script, *options) in PLAN
+        if not wanted:
             continue
         began = time.perf_counter()
         done = subprocess.run([sys.executable, str(HERE / script), *options], stdout=subprocess.PIPE, text=True)

@@ -106,6 +106,15 @@ def test_baselines_without_texts(tmp_path: Path) -> None:
     assert run("storyteller_baselines.py", env={"QUINTET_DATA": str(tmp_path / "none")}) == []
 
 
+def test_families_in_processes_of_their_own(tmp_path: Path) -> None:
+    sizes = ("--tokens", "4", "--long", "32", "--rounds", "0", "--threads", "1", "--work-dir", str(tmp_path))
+    (record,) = run("families.py", "--models", "tiny-gpt-oss", "--dtypes", "mxfp4", *sizes)
+    assert record["model"] == "tiny-gpt-oss" and record["dtype"] == "mxfp4" and "ratio" not in record
+    for name in ("load_s", "decode_tok_s", "prefill_tok_s", "decode_peak_mib", "peak_mib"):
+        assert list(record[name]) == ["quintet"] and record[name]["quintet"]["median"] > 0
+    assert 0 < record["file_mib"] < 1
+
+
 def test_report_fills_the_page_and_checks_it(results: list[dict], tmp_path: Path) -> None:
     lines, page = tmp_path / "results.jsonl", tmp_path / "page.md"
     older = {**results[0], "ratio": 99.0}
