@@ -30,7 +30,9 @@ class Command(NamedTuple):
 COMMANDS: dict[str, Command] = {
     "generate": Command("quintet.cli.generate", "continue a text, streaming it as it is written"),
     "info": Command("quintet.cli.info", "what a model is: family, shapes, parameters, memory"),
+    "run": Command("quintet.cli.run", "any task on a text, a file or JSON lines: classify, answer, extract, generate"),
     "tokenize": Command("quintet.cli.tokenize", "text to token ids and back"),
+    "eval": Command("quintet.cli.eval", "how good a model is: LAMBADA, perplexity of a text"),
     "train": Command("quintet.cli.train", "train a model on text files"),
     "train-tokenizer": Command("quintet.cli.train_tokenizer", "train a byte-level BPE on text files"),
     "convert": Command("quintet.cli.convert", "a checkpoint from the layout of its first release to ours, or back"),

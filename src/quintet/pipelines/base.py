@@ -23,6 +23,7 @@ __all__ = ["Parameters", "Pipeline"]
 
 logger = logging.getLogger("quintet.pipelines")
 
+_SET_HERE = ("self", "text", "text_pair", "return_tensors", "return_overflowing_tokens")
 LARGE = int(1e20)  # a tokenizer's model_max_length above this means none
 
 
@@ -183,7 +184,15 @@ class Pipeline:
                 done = open_items.popleft()
                 yield self.postprocess(done.pieces, done.outputs, **parameters.postprocess)
 
-        for number, item in enumerate(source.items):
+        items = enumerate(source.items)
+        while True:
+            try:
+                number, item = next(items)
+            except StopIteration:
+                break
+            except Exception as error:  # of the caller's own stream: passed on as it is, after what came before it
+                failure = error
+                break
             try:
                 pieces = self.preprocess(item, **parameters.preprocess)
                 self._check_lengths(pieces)
@@ -345,11 +354,15 @@ def unknown_option(owner: Any, name: str, known: Sequence[str]) -> ConfigError:
     )
 
 
-def check_tokenizer_options(options: dict[str, Any]) -> None:
-    """Refuse options of the tokenizer that the pipeline sets itself."""
-    for name in ("return_tensors", "text", "text_pair"):
-        if name in options:
+def check_tokenizer_options(tokenizer: Any, options: dict[str, Any]) -> None:
+    """Refuse options that the tokenizer does not have, or that the pipeline sets itself."""
+    known = [name for name in inspect.signature(tokenizer.__call__).parameters if name not in _SET_HERE]
+    for name in options:
+        if name in _SET_HERE:
             raise TokenizerError(f"{name} is set by the pipeline. Leave it out.")
+        hint = "" if name in known else suggest(name, known)
+        if hint:
+            raise TokenizerError(f"neither the pipeline nor its tokenizer has an option {name!r}.{hint}")
 
 
 def _batch_size(value: Any) -> int:

@@ -40,7 +40,7 @@ class FeatureExtractionPipeline(Pipeline):
             if "truncation" in options:
                 raise ConfigError("truncation is given twice: as an option and in tokenize_kwargs. Give it once.")
             options["truncation"] = truncation
-        check_tokenizer_options(options)
+        check_tokenizer_options(self.tokenizer, options)
         return Parameters(options, {}, {} if return_tensors is None else {"return_tensors": return_tensors})
 
     def preprocess(self, item: Any, **options: Any) -> list[Piece]:

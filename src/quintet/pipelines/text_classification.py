@@ -47,7 +47,7 @@ class TextClassificationPipeline(Pipeline):
         return_all_scores: bool | None = None,
         **tokenizer_kwargs: Any,
     ) -> Parameters:
-        check_tokenizer_options(tokenizer_kwargs)
+        check_tokenizer_options(self.tokenizer, tokenizer_kwargs)
         after: dict[str, Any] = {}
         if return_all_scores is not None:
             warnings.warn("return_all_scores is an old name; use top_k=None for all labels.", UserWarning, stacklevel=4)

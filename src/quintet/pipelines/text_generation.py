@@ -179,7 +179,10 @@ class TextGenerationPipeline(Pipeline):
 
     def _encode_chat(self, chat: Any, asked: bool | None, tools: Any, documents: Any, encoding: dict[str, Any]) -> Any:
         goes_on = continues(chat, asked)
-        encoded = self.tokenizer.apply_chat_template(
+        options = dict(encoding)
+        if "padding_side" in options:
+            options["tokenizer_kwargs"] = {"padding_side": options.pop("padding_side")}
+        return self.tokenizer.apply_chat_template(
             list(chat),
             tools=tools,
             documents=documents,
@@ -187,9 +190,8 @@ class TextGenerationPipeline(Pipeline):
             continue_final_message=goes_on,
             tokenize=True,
             return_dict=True,
-            **encoding,
+            **options,
         )
-        return encoded
 
     def _begin_from_nothing(self, piece: Piece) -> None:
         """An empty prompt becomes the token that begins a text."""

@@ -84,8 +84,10 @@ class TokenClassificationPipeline(Pipeline):
         mappings = options.pop("offset_mapping", None)
         if mappings is not None:
             inputs = _with_offsets(inputs, mappings)
-        result = super().__call__(inputs, **options)
-        return result
+        return super().__call__(inputs, **options)
+
+    def _is_item(self, inputs: Any) -> bool:
+        return isinstance(inputs, _WithOffsets)
 
     def preprocess(  # type: ignore[override]
         self,
