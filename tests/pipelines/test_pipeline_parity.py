@@ -65,6 +65,22 @@ def test_stop_sequence(transformers: ModuleType, alike: Alike) -> None:
         assert 0 < len(got[0]["generated_text"]) < len(text)
 
 
+def test_chats(pair: Pair, alike: Alike) -> None:
+    pipes = pair("text-generation", do_sample=False, max_new_tokens=5)
+    for pipe in pipes:
+        pipe.tokenizer.chat_template = (
+            "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{{ eos_token }}{% endfor %}"
+            "{% if add_generation_prompt %}assistant: {% endif %}"
+        )
+    chat = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Who lives there?"}]
+    begun = [*chat, {"role": "assistant", "content": "She does"}]
+    for given in (chat, begun, [chat, begun]):
+        alike(*both(pipes, given))
+        alike(*both(pipes, given, return_full_text=False))
+    alike(*both(pipes, begun, continue_final_message=False))
+    alike(*both(pipes, chat, continue_final_message=True))
+
+
 def test_options_of_the_pipeline_and_of_a_call(pair: Pair, alike: Alike) -> None:
     pipes = pair("text-generation", do_sample=False, max_new_tokens=5, return_full_text=False)
     alike(*both(pipes, TEXTS[0]))
