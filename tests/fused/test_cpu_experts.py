@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from quintet.fused.cpu_experts import CpuExperts, use_cpu_twins
+from quintet.fused.cpu_experts import BAG_ROWS, CpuExperts, bag_product, use_cpu_twins
 from quintet.layers.experts import Experts, TopKRouter
 
 E, D, F, K = 5, 16, 12, 2
@@ -41,6 +41,37 @@ def test_says_the_same(dtype: torch.dtype, rows: int) -> None:
     assert list(net.state_dict()) == names
     bound = 1e-5 if dtype == torch.float32 else 3e-2
     torch.testing.assert_close(got, want, atol=bound, rtol=bound)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_weighted_sums_of_rows_are_the_product(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, threads: int
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    stored = torch.randn(70, 33).to(dtype)
+    with torch.no_grad():
+        for rows in range(1, 10):
+            x = torch.randn(rows, 70).to(dtype)
+            got = bag_product(x, stored)
+            assert (got is not None) == (rows <= BAG_ROWS[dtype])
+            if got is not None:
+                bound = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}[dtype]
+                assert got.dtype == dtype
+                torch.testing.assert_close(got.double(), x.double() @ stored.double(), rtol=bound, atol=10 * bound)
+        x = torch.randn(1, 70).to(dtype)
+        assert bag_product(x, torch.randn(33, 70).to(dtype).t()) is None  # another order in memory
+        assert bag_product(x.double(), stored.double()) is None
+    assert bag_product(x, stored) is None  # gradients are on
+
+
+def test_the_weights_stay_where_they_are() -> None:
+    net = model(torch.bfloat16)
+    before = [parameter.data_ptr() for parameter in net.parameters()]
+    with torch.no_grad():
+        use_cpu_twins(net)
+        ask(net, torch.randn(1, D).bfloat16())
+    assert [parameter.data_ptr() for parameter in net.parameters()] == before
 
 
 def test_training_goes_the_plain_way() -> None:

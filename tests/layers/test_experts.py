@@ -185,17 +185,6 @@ def test_loss_refuses_what_does_not_fit() -> None:
             load_balancing_loss((torch.randn(10, E),), E, K, torch.ones(shape))
 
 
-@pytest.mark.parametrize("name", DTYPES)
-def test_order_in_memory_changes_no_value(name: str) -> None:
-    stack = torch.randn(E, D, 2 * F).to(DTYPES[name])
-    laid = Experts.lay_out(stack)
-    assert torch.equal(laid, stack)
-    assert laid.transpose(1, 2).is_contiguous() == (DTYPES[name].itemsize == 2)
-    assert Experts.lay_out(laid).data_ptr() == laid.data_ptr()
-    bias = torch.randn(E, D).to(DTYPES[name])
-    assert Experts.lay_out(bias) is bias
-
-
 def test_words_for_print() -> None:
     assert "num_experts=6, hidden_size=12, intermediate_size=10" in repr(Experts(E, D, F))
     assert "top_k=3" in repr(TopKRouter(E, D, K))

@@ -220,17 +220,6 @@ class Experts(RoutedExperts):
         inner = clamped_swiglu(x @ gate_up + gate_up_bias, self.alpha, self.limit)  # (n, F)
         return inner @ down + down_bias
 
-    @staticmethod
-    def lay_out(tensor: torch.Tensor) -> torch.Tensor:
-        """Return the tensor in the memory order that products of a few rows are fastest with; the loader calls it.
-
-        In half precision on a CPU that is each output's weights side by side, (E, out, in): 1.8 times as fast as
-        (E, in, out) in bfloat16. Anything else stays as it is stored. Shape and values stay.
-        """
-        if tensor.dim() == 3 and tensor.device.type == "cpu" and tensor.dtype in (torch.bfloat16, torch.float16):
-            return tensor.transpose(1, 2).contiguous().transpose(1, 2)
-        return tensor
-
 
 def _slices(stack: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
     """What `[expert]` gives the parameters of one expert of.
