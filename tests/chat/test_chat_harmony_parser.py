@@ -25,7 +25,8 @@ GOOD = [
     "<|channel|>analysis<|message|>Think.<|end|><|start|>assistant<|channel|>final<|message|>Four.<|return|>",
     "<|channel|>commentary to=functions.f <|constrain|>json<|message|>{}<|call|>",
     " to=functions.f<|channel|>commentary<|message|>{}<|call|>",
-    "<|channel|>commentary<|message|>Plan.<|end|><|start|>assistant to=python<|channel|>analysis code<|message|>1<|call|>",
+    "<|channel|>commentary<|message|>Plan.<|end|>"
+    "<|start|>assistant to=python<|channel|>analysis code<|message|>1<|call|>",
     "<|channel|>final<|message|>Caf\u00e9 \U0001f98a.<|return|><|endoftext|>",
 ]
 TEXT = st.text(st.characters(codec="utf-8"), max_size=30).filter(lambda text: "<|" not in text)
@@ -103,7 +104,11 @@ def test_answers_are_read_as_the_oracle_reads_them(text: str, oracle: Any, harmo
 
 
 def test_the_oracle_reads_the_truncated_and_the_headless_alike(oracle: Any, harmony_tokenizer: Any) -> None:
-    for text in ("<|channel|>final<|message|>a", "<|channel|>final hello you<|end|>", "<|channel|>odd<|message|><|end|>"):
+    for text in (
+        "<|channel|>final<|message|>a",
+        "<|channel|>final hello you<|end|>",
+        "<|channel|>odd<|message|><|end|>",
+    ):
         ids = harmony_tokenizer(text, add_special_tokens=False)["input_ids"]
         found = [fields(message) for message in split_messages(parse(harmony_tokenizer, text))]
         expected = theirs(oracle, ids, "assistant")

@@ -43,6 +43,7 @@ class Limits:
     Args:
         seconds: Time, compiling included.
         template: Characters of the template.
+        tokens: Words and signs of its code: what bounds the time of compiling, which no clock can stop.
         text: Characters of any text that a template makes, and of its input and output.
         items: Entries of any list or dict that it makes, those inside them included, and of `range`.
         digits: Digits of a number, bits of a power.
@@ -50,6 +51,7 @@ class Limits:
 
     seconds: float = 5.0
     template: int = 256 * 1024
+    tokens: int = 30_000
     text: int = 16 * 1024 * 1024
     items: int = 200_000
     digits: int = 1000
@@ -292,6 +294,9 @@ def check_filter(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> No
     for value in (*args[1:], *kwargs.values()):
         if isinstance(value, int) and abs(value) > 10_000:
             raise ChatError(f"The chat template gives the filter {name!r} {short_number(value)} and was stopped.")
+    if name == "join" and args and hasattr(args[0], "__len__"):
+        between = args[1] if len(args) > 1 else kwargs.get("d", "")
+        check_length(len(str(between)) * len(args[0]) + weigh(args[0])[1])
     text = args[0] if args and isinstance(args[0], str) else None
     if text is None:
         return

@@ -166,6 +166,12 @@ class _Environment(ImmutableSandboxedEnvironment):
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         return limits.allowed(obj, attr) and super().is_safe_attribute(obj, attr, value)
 
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """`obj.attribute`; a name with two underscores in front is refused even where there is none."""
+        if attribute.startswith("__"):
+            return self.unsafe_undefined(obj, attribute)
+        return super().getattr(obj, attribute)
+
     def unsafe_undefined(self, obj: Any, attribute: str) -> Any:
         """What an attribute that may not be read is: an error where it is private, else undefined."""
         if attribute.startswith("_"):
@@ -297,7 +303,11 @@ def _environment() -> _Environment:
 @lru_cache(maxsize=32)
 def compile_template(source: str) -> jinja2.Template:
     """Return a template, ready to run; the same one for the same text."""
-    return _environment().from_string(source)
+    environment, most = _environment(), limits.current_limits().tokens
+    for number, _ in enumerate(environment.lex(source)):
+        if number >= most:
+            raise ChatError(f"The chat template has more than {most:,} words and signs, the most that are allowed.")
+    return environment.from_string(source)
 
 
 def render_template(source: str, values: Mapping[str, Any], bounds: limits.Limits) -> tuple[str, list[tuple[int, int]]]:

@@ -289,7 +289,7 @@ def argument_value(text: str) -> str:
     What is neither is given as a string.
     """
     try:
-        return json.dumps(json.loads(text, parse_constant=_refuse), ensure_ascii=False)
+        return json.dumps(json.loads(text, parse_constant=_refuse), ensure_ascii=False, allow_nan=False)
     except (ValueError, RecursionError):
         pass
     if len(text) <= _LARGEST_VALUE and _depth(text) <= _DEEPEST_VALUE:

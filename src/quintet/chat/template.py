@@ -105,7 +105,7 @@ def apply_chat_template(
             "the other begins a new one. Use one of them."
         )
     if want_marks and not _GENERATION.search(template):
-        logger.warning("The chat template has no {%% generation %%} block, so the assistant mask is all 0.")
+        logger.warning("The chat template has no {% generation %} block, so the assistant mask is all 0.")
     schemas = None if tools is None else tool_schemas(tools)
     values = {
         **plain_data(dict(variables or {}), "A variable of the template"),

@@ -261,5 +261,5 @@ def _docstring(text: str) -> tuple[str, dict[str, str], str | None]:
             described[key] = found.group(2).strip()
         elif key is not None:
             described[key] = f"{described[key]} {line.strip()}".strip()
-    returned = "\n".join(line.strip() for line in sections["Returns"]).strip() if "Returns" in sections else None
+    returned = "\n".join(sections["Returns"]).strip() if "Returns" in sections else None
     return "\n".join(sections[""]).strip(), described, returned
