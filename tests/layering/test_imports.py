@@ -19,7 +19,8 @@ SOURCE = Path(quintet.__file__).parent
 ROWS = """
     __init__ __main__
     cli
-    training convert pipelines server
+    integrations
+    training evaluate convert pipelines server
     engine
     auto
     models
@@ -79,6 +80,7 @@ DYNAMIC = {
     "__init__.py": "lazy public names, from the table in it",
     "paths.py": "aliases, from the table in it",
     "auto.py": "families, by the files in models/",
+    "evaluate/__init__.py": "lazy names, from the table in it",
     "generation/__init__.py": "lazy names, from the table in it",
     "pipelines/__init__.py": "lazy names, from the table in it",
     "tokenizers/auto.py": "tokenizer classes, from the table in it",
