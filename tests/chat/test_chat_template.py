@@ -364,8 +364,9 @@ def test_data_that_holds_itself(tokenizer: Any) -> None:
         ({"continue_final_message": True, "chat_template": "x"}, "template never reads that"),
         ({"continue_final_message": True, "chat_template": "{# content #}x"}, "does not print the last message"),
         ({"variable": object()}, "A variable of the template holds <object"),
+        ({"sanitize_control_tokens": True}, "has no sanitize_control_tokens.*chat_format"),
     ],
-    ids=range(13),
+    ids=range(14),
 )
 def test_bad_options(options: dict[str, Any], message: str, tokenizer: Any) -> None:
     with pytest.raises(ChatError, match=message):

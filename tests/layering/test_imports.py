@@ -191,6 +191,7 @@ LIGHT = {
     "import quintet.modeling_outputs, quintet.cache_utils, quintet.generation.utils": set(),
     "from quintet import GenerationConfig, PretrainedConfig, TextStreamer": set(),
     "from quintet.pipelines import ALIASES, TASKS, find_task": set(),
+    "import quintet.chat, quintet.chat.template": set(),
     "import quintet.tokenizers": {"tokenizers", "huggingface_hub"},
     "from quintet import AutoTokenizer, GPT2TokenizerFast": {"tokenizers", "huggingface_hub"},
     "from quintet.cli.main import main; main(['--help'])": set(),

@@ -201,6 +201,8 @@ def _pieces_of(text: str, special: Sequence[str]) -> tuple[Piece, ...]:
     pieces, place = [], 0
     for token in special:
         found = text.find(token, place)
+        if found < 0:
+            continue  # a token that is spelt otherwise in the text
         pieces += [Piece(text[place:found]), Piece(token, special=True)]
         place = found + len(token)
     return tuple(piece for piece in [*pieces, Piece(text[place:])] if piece.text)

@@ -80,6 +80,11 @@ class ChatTemplates:
             raise ChatError("return_assistant_tokens_mask=True needs return_dict=True and tokenize=True.")
         if return_assistant_tokens_mask and continue_final_message:
             raise ChatError("return_assistant_tokens_mask and continue_final_message exclude each other.")
+        if kwargs.pop("sanitize_control_tokens", False):
+            raise ChatError(
+                "apply_chat_template has no sanitize_control_tokens: the template decides what is a token. Use "
+                "quintet.chat.chat_format(tokenizer), whose formats never read a marker in a message as a token."
+            )
         template = self.get_chat_template(chat_template, tools)
         is_batch = _is_batch(conversation)
         texts, marks = apply_chat_template(
