@@ -275,6 +275,16 @@ def test_structured_output_and_names() -> None:
     assert namespace("empty", [], "One.\nTwo.") == "## empty\n\nOne.\nTwo."
 
 
+def test_functions_without_arguments_take_none() -> None:
+    def now() -> str:
+        """The time."""
+        return ""
+
+    for tool in (now, {"name": "now"}, {"name": "now", "parameters": {"type": "object", "properties": {}}}):
+        text = Harmony().render([{"role": "user", "content": "x"}], tools=[tool]).text
+        assert "\ntype now = () => any;\n" in text and "commentary channel: 'functions'" in text
+
+
 def test_builtin_tools_are_called_in_the_analysis_channel() -> None:
     calls = [{"function": {"name": "python", "arguments": "print(1)"}}, {"function": {"name": "browser.open"}}]
     text = rendered([{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": calls}])

@@ -182,7 +182,7 @@ class Harmony(ChatFormat):
         """
         check_options("The harmony format", options, self.options)
         turns = read_messages(messages)
-        functions = function_tools(tools) if tools is not None else []
+        functions = [_plain_call(each) for each in function_tools(tools)] if tools is not None else []
         prompts = check_ending(add_generation_prompt, continue_final_message, turns[-1].role)
         effort = _effort(options.get("reasoning_effort"))
         start = 0
@@ -284,6 +284,12 @@ def _without_old_reasoning(sequence: list[HarmonyMessage], keep_last: bool) -> l
         for place, each in enumerate(sequence)
         if not (place < last and each.role == "assistant" and each.channel == "analysis" and not each.recipient)
     ]
+
+
+def _plain_call(function: dict[str, Any]) -> dict[str, Any]:
+    """A function without arguments is written `() => any`, not with an empty object."""
+    parameters = function.get("parameters") or {}
+    return function if parameters.get("properties") or len(parameters) > 2 else {**function, "parameters": None}
 
 
 def _effort(value: Any) -> str:
