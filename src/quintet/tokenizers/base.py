@@ -177,8 +177,9 @@ class PreTrainedTokenizerBase(ChatTemplates, Sequences):
             TokenizerError: Input that is no text (None, bytes, numbers, lone surrogates), options that are unknown or
                 contradict each other, padding without a pad token.
         """
-        kwargs = {**(kwargs.pop("tokenizer_kwargs", None) or {}), **kwargs}
-        check_known("A tokenizer call", kwargs, ("split_special_tokens", "add_prefix_space", *IGNORED))
+        if kwargs:
+            kwargs = {**(kwargs.pop("tokenizer_kwargs", None) or {}), **kwargs}
+            check_known("A tokenizer call", kwargs, ("split_special_tokens", "add_prefix_space", *IGNORED))
         if text is None and text_target is None:
             raise TokenizerError("A tokenizer call needs text; got None. Give a string or a list of strings.")
         options = length_options(
@@ -205,11 +206,15 @@ class PreTrainedTokenizerBase(ChatTemplates, Sequences):
             inputs = self._prepared(batch.read_inputs(first, second, is_split_into_words), wanted, **kwargs)
             added = self.num_special_tokens_to_add(second is not None) if add_special_tokens else 0
             state = self._encode_state(options, is_split_into_words, added, **kwargs)
-            with self._guard.encoding(self._tokenizer, state):
-                rows = batch.encode_rows(self._tokenizer, inputs, add_special_tokens)
+            engine = self._tokenizer
+            self._guard.enter(engine, state)
+            try:
+                rows = batch.encode_rows(engine, inputs, add_special_tokens)
+            finally:
+                self._guard.leave(engine)
             if options.max_length is None and verbose:
                 self._warn_if_too_long(rows)
-            return batch.collect(rows, wanted, inputs.is_batch, return_tensors)
+            return batch.collect(rows, wanted, inputs.is_batch, return_tensors, padded=state.padding is not None)
 
         if text is None or text_target is None:
             return encode(text, text_pair) if text is not None else encode(text_target or "", text_pair_target)
@@ -315,8 +320,8 @@ class PreTrainedTokenizerBase(ChatTemplates, Sequences):
         return token, index
 
     def _warn_if_too_long(self, rows: Sequence[Any]) -> None:
-        longest = max(map(len, rows), default=0)
-        if longest > self.model_max_length and not self._warned_too_long:
+        longest = 0 if self._warned_too_long else max(map(len, rows), default=0)
+        if longest > self.model_max_length:
             self._warned_too_long = True
             logger.warning(
                 "A text has %d tokens, more than the %d that this model takes; use truncation=True to cut it.",

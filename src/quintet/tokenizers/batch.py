@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenizers import Encoding, Tokenizer
 
@@ -25,8 +24,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Inputs:
+class Inputs(NamedTuple):
     """Texts in the form that the engine takes: a list of texts, of pairs, or of lists of words."""
 
     items: list[Any]
@@ -34,8 +32,7 @@ class Inputs:
     pretokenized: bool
 
 
-@dataclass(frozen=True)
-class Wanted:
+class Wanted(NamedTuple):
     """The keys that a call asked for, beside `input_ids`."""
 
     token_type_ids: bool = False
@@ -92,17 +89,18 @@ def check_unicode(inputs: Inputs) -> None:
 
 
 def encode_rows(engine: Tokenizer, inputs: Inputs, add_special_tokens: bool) -> list[Encoding]:
-    """Run the engine, which splits a batch over the processor's cores.
+    """Run the engine, which splits a batch over the processor's cores; one text stays in this thread.
 
     Raises:
         TokenizerError: Something in the batch is no text, or truncation is impossible as asked.
     """
     check_unicode(inputs)
+    items = inputs.items
     try:
+        if len(items) == 1 and type(items[0]) is str and not inputs.pretokenized:
+            return [engine.encode(items[0], add_special_tokens=add_special_tokens)]
         return list(
-            engine.encode_batch(
-                inputs.items, is_pretokenized=inputs.pretokenized, add_special_tokens=add_special_tokens
-            )
+            engine.encode_batch(items, is_pretokenized=inputs.pretokenized, add_special_tokens=add_special_tokens)
         )
     except BaseException as cause:  # a panic of the Rust library is no Exception
         if isinstance(cause, (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError)):
@@ -111,20 +109,24 @@ def encode_rows(engine: Tokenizer, inputs: Inputs, add_special_tokens: bool) -> 
 
 
 def collect(
-    rows: Sequence[Encoding], wanted: Wanted, is_batch: bool, return_tensors: str | TensorType | None
+    rows: Sequence[Encoding], wanted: Wanted, is_batch: bool, return_tensors: str | TensorType | None, padded: bool
 ) -> BatchEncoding:
-    """Make the result of a call from the engine's rows and, if wanted, the rows that overflowed from each."""
-    pieces: list[Encoding] = []
-    origin: list[int] = []
-    for number, row in enumerate(rows):
-        parts = [row, *row.overflowing] if wanted.overflowing_tokens else [row]
-        pieces += parts
-        origin += [number] * len(parts)
+    """Make the result of a call from the engine's rows and, if wanted, the rows that overflowed from each.
+
+    `padded` says whether there may be padding in the rows: without it every mask is known.
+    """
+    pieces, origin = list(rows), list[int]()
+    if wanted.overflowing_tokens:
+        pieces.clear()
+        for number, row in enumerate(rows):
+            parts = [row, *row.overflowing]
+            pieces += parts
+            origin += [number] * len(parts)
     data: dict[str, Any] = {"input_ids": [piece.ids for piece in pieces]}
     if wanted.token_type_ids:
         data["token_type_ids"] = [piece.type_ids for piece in pieces]
     if wanted.attention_mask:
-        data["attention_mask"] = [piece.attention_mask for piece in pieces]
+        data["attention_mask"] = [piece.attention_mask if padded else [1] * len(piece) for piece in pieces]
     if wanted.special_tokens_mask:
         data["special_tokens_mask"] = [piece.special_tokens_mask for piece in pieces]
     if wanted.offset_mapping:

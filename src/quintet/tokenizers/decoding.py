@@ -13,6 +13,7 @@ from quintet.tokenizers.engine import byte_values, distinct_ids, ids_are_dense, 
 
 __all__ = ["Decoding", "clean_up", "read_ids"]
 
+INTEGERS = {int}
 # In the order in which they are applied. Made for word-level tokenizers; on a byte-level one it loses spaces.
 _CLEAN_UP = (
     (" .", "."),
@@ -37,6 +38,8 @@ def clean_up(text: str) -> str:
 
 def read_ids(value: Any) -> Any:
     """Return ids as a list, or a list of lists, from any of the forms they come in: int, list, tensor, encoding."""
+    if type(value) is int:
+        return [value]
     if type(value) is list and value and type(value[0]) is int:
         return value
     if isinstance(value, Mapping):
@@ -58,20 +61,24 @@ class Decoding:
         self.engine = engine
         self.byte_level = is_byte_level(engine)
         self.size = int(engine.get_vocab_size(with_added_tokens=True))
-        self.added = {index: str(token) for index, token in engine.get_added_tokens_decoder().items()}
-        self.special_ids = {index for index, token in engine.get_added_tokens_decoder().items() if token.special}
+        added = engine.get_added_tokens_decoder()
+        self.added = {index: str(token) for index, token in added.items()}
+        self.special_ids = {index for index, token in added.items() if token.special}
         # The engine reads an added token as byte-level characters too, so that one such as "é" comes out damaged.
-        table = byte_values()
-        self.engine_is_right = not any(
-            not token.isascii() and all(char in table for char in token) for token in self.added.values()
-        )
+        unusual = [token for token in self.added.values() if not token.isascii()]
+        self.engine_is_right = not any(byte_values().keys() >= set(token) for token in unusual)
         self._dense: bool | None = None
         self._known: set[int] | None = None
         self._bytes: dict[int, bytes] = {}
 
     def check(self, ids: Sequence[Any]) -> None:
         """Raise TokenizerError, with the id and the vocabulary's size, when something in `ids` is no token's id."""
-        if set(map(type, ids)) <= {int} and self._is_dense() and (not ids or (min(ids) >= 0 and max(ids) < self.size)):
+        if len(ids) == 1:
+            if type(ids[0]) is int and 0 <= ids[0] < self.size and self._is_dense():
+                return
+        elif not ids or (
+            set(map(type, ids)) == INTEGERS and min(ids) >= 0 and max(ids) < self.size and self._is_dense()
+        ):
             return
         known = self._all_ids()
         for position, index in enumerate(ids):
@@ -92,7 +99,7 @@ class Decoding:
         if self.byte_level and (errors != "replace" or not self.engine_is_right):
             kept = (index for index in ids if not (skip_special_tokens and index in self.special_ids))
             return b"".join(map(self.token_bytes, kept)).decode("utf-8", errors)
-        return str(self.engine.decode(list(ids), skip_special_tokens=skip_special_tokens))
+        return str(self.engine.decode(ids, skip_special_tokens=skip_special_tokens))
 
     def token_bytes(self, index: int) -> bytes:
         """Return the bytes that a token of a byte-level vocabulary stands for."""
@@ -112,9 +119,10 @@ class Decoding:
         return found
 
     def _is_dense(self) -> bool:
-        if self._dense is None:
-            self._dense = ids_are_dense(self.engine)
-        return self._dense
+        dense = self._dense
+        if dense is None:
+            dense = self._dense = ids_are_dense(self.engine)
+        return dense
 
     def _all_ids(self) -> set[int]:
         if self._known is None:

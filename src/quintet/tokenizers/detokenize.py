@@ -68,16 +68,18 @@ class Detokenizer(Saving):
         Raises:
             TokenizerError: An id is not in the vocabulary; the message names it and the vocabulary's size.
         """
-        check_known("decode", kwargs, IGNORED)
+        if kwargs:
+            check_known("decode", kwargs, IGNORED)
         ids = decoding.read_ids(token_ids)
         clean = self._cleans_up(clean_up_tokenization_spaces)
-        nested = bool(ids) and isinstance(ids[0], (list, tuple))
-        texts = []
-        for row in ids if nested else [ids]:
-            self._decoding.check(row)
-            text = self._decoding.text(row, skip_special_tokens=skip_special_tokens, errors=self.errors)
-            texts.append(decoding.clean_up(text) if clean else text)
-        return texts if nested else texts[0]
+        if ids and isinstance(ids[0], (list, tuple)):
+            return [self._text_of(row, skip_special_tokens, clean) for row in ids]
+        return self._text_of(ids, skip_special_tokens, clean)
+
+    def _text_of(self, ids: Sequence[Any], skip_special_tokens: bool, clean: bool) -> str:
+        self._decoding.check(ids)
+        text = self._decoding.text(ids, skip_special_tokens=skip_special_tokens, errors=self.errors)
+        return decoding.clean_up(text) if clean else text
 
     def batch_decode(
         self,

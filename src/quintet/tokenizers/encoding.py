@@ -55,13 +55,14 @@ class BatchEncoding(UserDict[str, Any]):
         prepend_batch_axis: bool = False,
         n_sequences: int | None = None,
     ) -> None:
-        super().__init__(data)
+        self.data = {} if data is None else dict(data)  # not by super().__init__, which takes keys one by one
         rows = [encoding] if isinstance(encoding, Encoding) else encoding
         self._encodings: list[Encoding] | None = None if rows is None else list(rows)
         if n_sequences is None and self._encodings:
             n_sequences = self._encodings[0].n_sequences
         self._n_sequences = n_sequences
-        self.convert_to_tensors(tensor_type, prepend_batch_axis)
+        if tensor_type is not None:
+            self.convert_to_tensors(tensor_type, prepend_batch_axis)
 
     # --- a dict -------------------------------------------------------------------------------------------------------
 

@@ -10,10 +10,9 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
@@ -38,8 +37,7 @@ __all__ = [
 FILE_LIMIT = 256 * 1024 * 1024  # the largest published tokenizer.json is about 35 MB
 
 
-@dataclass(frozen=True)
-class EncodeState:
+class EncodeState(NamedTuple):
     """Everything that one encoding call needs from the engine's changeable state.
 
     Args:
@@ -86,17 +84,18 @@ class EngineGuard:
     """Lets calls that want the same `EncodeState` run side by side, and makes any other call wait for its turn."""
 
     def __init__(self) -> None:
-        self._condition = threading.Condition()
+        self._lock = threading.RLock()
+        self._condition = threading.Condition(self._lock)
         self._state: EncodeState | None = None
         self._users = 0
+        self._waiting = 0
         self._prefix_space: bool | None = None  # what the last user restores
 
-    @contextmanager
-    def encoding(self, engine: Tokenizer, state: EncodeState) -> Iterator[None]:
-        """Hold `engine` in `state` for the length of the block."""
-        with self._condition:
+    def enter(self, engine: Tokenizer, state: EncodeState) -> None:
+        """Hold `engine` in `state` until `leave`, which must follow. Not a context manager: every call pays for one."""
+        with self._lock:
             while self._users and self._state != state:
-                self._condition.wait()
+                self._wait()
             if not self._users:
                 # Applied anew each time, not only when it differs from the last one: people may have changed
                 # `backend_tokenizer` directly, and the comparison inside is cheap.
@@ -104,22 +103,30 @@ class EngineGuard:
                 self._prefix_space = state.apply(engine)
                 self._state = state
             self._users += 1
-        try:
-            yield
-        finally:
-            with self._condition:
-                self._users -= 1
-                if not self._users:
-                    if self._prefix_space is not None:
-                        set_prefix_space(engine, self._prefix_space)
+
+    def leave(self, engine: Tokenizer) -> None:
+        """End what `enter` began."""
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                if self._prefix_space is not None:
+                    set_prefix_space(engine, self._prefix_space)
+                if self._waiting:
                     self._condition.notify_all()
+
+    def _wait(self) -> None:
+        self._waiting += 1
+        try:
+            self._condition.wait()
+        finally:
+            self._waiting -= 1
 
     @contextmanager
     def changing(self) -> Iterator[None]:
         """Hold the engine alone, to add tokens or change its parts."""
-        with self._condition:
+        with self._lock:
             while self._users:
-                self._condition.wait()
+                self._wait()
             self._state = None
             yield
 
@@ -136,14 +143,16 @@ def load_tokenizer_json(path: Path) -> Tokenizer:
     Raises:
         TokenizerError: It is not there, too large, not a regular file, or not what the `tokenizers` library reads.
     """
-    text = _read_text(path, "tokenizer.json")
+    data = _read_bytes(path, "tokenizer.json")
     try:
-        engine = Tokenizer.from_str(text)
+        engine = Tokenizer.from_buffer(data)  # bytes, not a string: no copy of many megabytes in between
     except BaseException as cause:
         if not _is_engine_fault(cause):
             raise
+        _decode(data, path)
+        words = str(cause).removeprefix("Cannot instantiate Tokenizer from buffer: ")[:300]
         raise TokenizerError(
-            f"'{path}' is not a usable tokenizer.json: {str(cause)[:300]}. The file is damaged, or was written by a "
+            f"'{path}' is not a usable tokenizer.json: {words}. The file is damaged, or was written by a "
             "newer version of the 'tokenizers' package: get the file again or upgrade that package."
         ) from cause
     check_ids(engine, path)
@@ -262,10 +271,14 @@ def _check_file(path: Path, what: str) -> int:
     return size
 
 
-def _read_text(path: Path, what: str) -> str:
+def _read_bytes(path: Path, what: str) -> bytes:
     _check_file(path, what)
+    return path.read_bytes()
+
+
+def _decode(data: bytes, path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8")
+        return data.decode("utf-8")
     except UnicodeDecodeError as cause:
         raise TokenizerError(
             f"'{path}' is not UTF-8 text (byte {cause.start}). The file is damaged; get it again."
@@ -281,7 +294,8 @@ def _explain_bpe_files(vocab_file: Path, merges_file: Path, cause: BaseException
                 f"'{vocab_file}' gives the token {token!r} the id {index!r}, but ids are integers from 0 on. "
                 "The file is damaged, or not a vocab.json; get it again."
             )
-    for number, line in enumerate(_read_text(merges_file, "merges.txt").split("\n"), start=1):
+    lines = _decode(_read_bytes(merges_file, "merges.txt"), merges_file).split("\n")
+    for number, line in enumerate(lines, start=1):
         if line.startswith("#version") or not line.strip():
             continue
         pair = line.rstrip("\r").split(" ")
@@ -352,6 +366,6 @@ def byte_values() -> dict[str, int]:
     """
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     table = {chr(byte): byte for byte in plain}
-    others = [byte for byte in range(256) if byte not in set(plain)]
+    others = sorted(set(range(256)).difference(plain))
     table.update({chr(256 + number): byte for number, byte in enumerate(others)})
     return table

@@ -106,8 +106,7 @@ class GPT2TokenizerFast(PreTrainedTokenizerFast):
         self._finish(engine, {"add_prefix_space": add_prefix_space, **kwargs})
 
     def _prefix_space(self, is_split_into_words: bool, asked: bool | None) -> bool | None:
-        prefix = self.add_prefix_space if asked is None else asked
-        if is_split_into_words and not prefix:
+        if is_split_into_words and not (self.add_prefix_space if asked is None else asked):
             raise TokenizerError(
                 f"is_split_into_words=True needs add_prefix_space=True when the {type(self).__name__} is made, for "
                 "example with from_pretrained(..., add_prefix_space=True): without it the words would be run together."

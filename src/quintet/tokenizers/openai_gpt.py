@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -73,7 +72,7 @@ class _Words(PreTrainedTokenizerFast):
         split = kwargs.get("split_special_tokens")
         split = self.split_special_tokens if split is None else split
         kept = [] if split else list(self.added_tokens_encoder)
-        return replace(inputs, items=map_texts(inputs.items, lambda text: prepare(text, kept)))
+        return inputs._replace(items=map_texts(inputs.items, lambda text: prepare(text, kept)))
 
     def _training_texts(self, texts: Iterable[Any]) -> Iterable[Any]:
         if self.pretokenizer != "spacy":

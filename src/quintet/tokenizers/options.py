@@ -5,8 +5,7 @@ from __future__ import annotations
 import enum
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from quintet.errors import TokenizerError, suggest
 
@@ -54,8 +53,7 @@ class TensorType(str, enum.Enum):
 ChoiceT = TypeVar("ChoiceT", bound=enum.Enum)
 
 
-@dataclass(frozen=True)
-class LengthOptions:
+class LengthOptions(NamedTuple):
     """Padding and truncation as one call asked for them, with every default filled in."""
 
     padding: PaddingStrategy
@@ -128,12 +126,15 @@ def length_options(
     Raises:
         TokenizerError: An option is unknown, of the wrong type, or two contradict each other.
     """
+    side = check_side("padding_side", default_side if padding_side is None else padding_side)
+    plain = padding is False and (truncation is None or truncation is False) and max_length is None
+    if plain and pad_to_multiple_of is None and type(stride) is int and stride == 0:
+        return LengthOptions(PaddingStrategy.DO_NOT_PAD, TruncationStrategy.DO_NOT_TRUNCATE, None, padding_side=side)
     if max_length is not None:
         max_length = _length("max_length", max_length, 0)
     stride = _length("stride", 0 if stride is None else stride, 0)
     if pad_to_multiple_of is not None:
         pad_to_multiple_of = _length("pad_to_multiple_of", pad_to_multiple_of, 1)
-    side = check_side("padding_side", default_side if padding_side is None else padding_side)
     if max_length is not None and padding is False and truncation is None:
         truncation = TruncationStrategy.LONGEST_FIRST
     pad = _padding_strategy(padding)

@@ -221,11 +221,12 @@ class SpecialTokens:
         Raises:
             TokenizerError: A declared id is not the one that the token really gets.
         """
-        present = set(self.added_tokens_encoder)
+        present = {str(token) for token in self._tokenizer.get_added_tokens_decoder().values()}
         for index, token in sorted(declared.items()):
             if str(token) in present:
                 continue
             self.add_tokens([token], special_tokens=token.special)
+            present.add(str(token))
             got = self._tokenizer.token_to_id(str(token))
             if got != index:
                 raise TokenizerError(
@@ -233,7 +234,6 @@ class SpecialTokens:
                     f"vocabulary it gets {got}. The files do not belong together; get all of them from one place."
                 )
         named: Iterable[Token | None] = [*self._special_tokens_map.values(), *self._extra_special_tokens]
-        present = set(self.added_tokens_encoder)
         missing = {str(token): _as_special(token) for token in named if token is not None and str(token) not in present}
         self.add_tokens(list(missing.values()), special_tokens=True)
 
