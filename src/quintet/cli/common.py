@@ -208,13 +208,19 @@ def show_progress() -> bool:
     return sys.stderr.isatty()
 
 
+# Spaces of other widths and the joiners of words and emoji: no terminal obeys them, and many texts hold them.
+_HARMLESS = frozenset(
+    "\n\t\xa0\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u200c\u200d\u202f\u205f\u3000"
+)
+
+
 def printable(text: str) -> str:
     """Return `text` with control characters other than newline and tab written as escapes.
 
     Model output, file names and config values come from strangers; an escape sequence in them must not reach the
     terminal, which would obey it.
     """
-    return "".join(c if c in "\n\t" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c in _HARMLESS or c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def one_line(text: str) -> str:

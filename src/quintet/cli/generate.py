@@ -29,7 +29,15 @@ from quintet.cli.common import (
 )
 from quintet.errors import InputError, UsageError
 
-__all__ = ["StopFilter", "add_arguments", "run"]
+__all__ = [
+    "StopFilter",
+    "add_arguments",
+    "add_sampling_options",
+    "check_sampling",
+    "check_vocabulary",
+    "run",
+    "sampling_options",
+]
 
 DEFAULT_OPENING = "Once upon a time"
 DEFAULT_NEW_TOKENS = 256
@@ -72,6 +80,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given several times"
     )
     length.add_argument("--num", type=positive_int, default=1, metavar="N", help="how many continuations (default: 1)")
+    add_sampling_options(parser)
+    machine = parser.add_argument_group("machine and output")
+    machine.add_argument("--dtype", choices=DTYPES, default="auto", help="number format (default: as stored)")
+    add_machine_options(machine)
+    add_json(machine, "prompt, text, tokens, seconds, tok_s, finish_reason and seed")
+    machine.add_argument("--no-stream", action="store_true", help="print the text at the end, all at once")
+
+
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """Declare how tokens are chosen; `check_sampling` and `sampling_options` read it."""
     choice = parser.add_argument_group("choice of tokens (defaults: the model's own generation_config.json)")
     choice.add_argument("--greedy", action="store_true", help="always the likeliest token, no sampling")
     choice.add_argument("--temperature", type=positive_float, metavar="X", help="below 1 safer, above 1 wilder")
@@ -82,11 +100,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     choice.add_argument(
         "--seed", type=whole_number, metavar="N", help="for the same text again (default: a new one, shown at the end)"
     )
-    machine = parser.add_argument_group("machine and output")
-    machine.add_argument("--dtype", choices=DTYPES, default="auto", help="number format (default: as stored)")
-    add_machine_options(machine)
-    add_json(machine, "prompt, text, tokens, seconds, tok_s, finish_reason and seed")
-    machine.add_argument("--no-stream", action="store_true", help="print the text at the end, all at once")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -103,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
         args.model, revision=args.revision, dtype=DTYPES[args.dtype], device_map=choose_device(args.device)
     )
     model.eval()
-    _check_vocabulary(model, tokenizer)
+    check_vocabulary(model, tokenizer)
     ids = _encode(tokenizer, prompt)
     options = _options(args, _room(model, len(ids), args.max_new_tokens))
     seed = secrets.randbelow(2**32) if args.seed is None else args.seed
@@ -118,15 +131,20 @@ def _check(args: argparse.Namespace) -> None:
     """Refuse options that contradict each other, before anything is loaded."""
     if args.prompt is not None and args.file is not None:
         raise UsageError("a prompt and --file were both given. Give one of them.")
+    check_sampling(args)
+    if args.greedy and args.num > 1:
+        raise UsageError(f"--greedy writes the same text each time, so --num {args.num} is of no use. Leave one out.")
+    if "" in args.stop:
+        raise UsageError("--stop was given an empty text, which would stop at once. Give at least one character.")
+
+
+def check_sampling(args: argparse.Namespace) -> None:
+    """Raise UsageError for options of sampling where nothing is sampled."""
     given = [f"--{name.replace('_', '-')}" for name in SAMPLING if getattr(args, name) is not None]
     if args.greedy and given:
         raise UsageError(
             f"--greedy takes the likeliest token, so {', '.join(given)} would do nothing. Give one of them."
         )
-    if args.greedy and args.num > 1:
-        raise UsageError(f"--greedy writes the same text each time, so --num {args.num} is of no use. Leave one out.")
-    if "" in args.stop:
-        raise UsageError("--stop was given an empty text, which would stop at once. Give at least one character.")
 
 
 def read_prompt(args: argparse.Namespace) -> str:
@@ -165,7 +183,7 @@ def _encode(tokenizer: Any, prompt: str) -> list[int]:
     return ids
 
 
-def _check_vocabulary(model: Any, tokenizer: Any) -> None:
+def check_vocabulary(model: Any, tokenizer: Any) -> None:
     """Refuse a tokenizer with ids that the model lacks; a model with more rows than tokens is padded, and usual."""
     size = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > size:
@@ -189,11 +207,16 @@ def _room(model: Any, prompt_tokens: int, wanted: int | None) -> int:
     return wanted or min(DEFAULT_NEW_TOKENS, limit - prompt_tokens)
 
 
-def _options(args: argparse.Namespace, new_tokens: int) -> dict[str, Any]:
-    """The keywords of `model.generate`; what is not given is left to the model's generation config."""
+def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the keywords of `model.generate`; what is not given is left to the model's generation config."""
     given = {name: getattr(args, name) for name in (*SAMPLING, "repetition_penalty")}
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     options["do_sample"] = not args.greedy
+    return options
+
+
+def _options(args: argparse.Namespace, new_tokens: int) -> dict[str, Any]:
+    options = sampling_options(args)
     options["max_new_tokens"] = new_tokens
     if args.stop:
         options["stop_strings"] = args.stop
