@@ -106,17 +106,16 @@ class Scorer:
         rows, cuts = zip(*(self._row(context, target) for context, target in batch), strict=True)
         lengths = [len(target) for _, target in batch]
         ids, mask = left_padded(rows)  # (B, T), (B, T) or None
-        if int(ids.max()) >= self._size or int(ids.min()) < 0:
-            raise InputError(
-                f"token ids go from {int(ids.min())} to {int(ids.max())}, but the model has {self._size} tokens: "
-                "tokenizer and model do not belong together."
-            )
         targets = torch.cat([torch.as_tensor(target, dtype=torch.long) for _, target in batch])  # (N,)
+        low, high = (int(edge(edge(ids), edge(targets))) for edge in (torch.min, torch.max))
+        if low < 0 or high >= self._size:
+            raise InputError(
+                f"token ids go from {low} to {high}, but the model has {self._size} tokens: tokenizer and model do not "
+                "belong together."
+            )
         # A row ends at the right edge, and its targets are predicted by its last places.
         row_of = torch.tensor([row for row, count in enumerate(lengths) for _ in range(count)])  # (N,)
         place = torch.cat([torch.arange(ids.shape[1] - count, ids.shape[1]) for count in lengths])  # (N,)
-        if int(targets.max()) >= self._size or int(targets.min()) < 0:
-            raise InputError(f"the target has token {int(targets.max())}, but the model has {self._size} tokens.")
         with evaluating(self.model):
             logprobs, likeliest = self._compare(ids, mask, row_of, place, targets)
         parts = zip(logprobs.split(lengths), likeliest.split(lengths), lengths, cuts, strict=True)
