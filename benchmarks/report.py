@@ -29,6 +29,7 @@ KEYS = {
     "baselines": ("what",),
     "families": ("model", "dtype"),
     "gpt_oss_20b": ("model",),
+    "tokenizers": ("vocabulary", "what"),
 }
 
 
@@ -79,6 +80,16 @@ def both(field: str, title: str) -> list[Column]:
         (title, medians),
         ("ratio", lambda r: f"**{r['ratio'][field]:.2f}**" if "ratio" in r else ""),
     ]
+
+
+def speed(peer: str) -> Column:
+    """Return the column of one library; empty where it does not have the vocabulary."""
+    return (peer, lambda r: precise(r["speed"][peer]["median"]) if peer in r["speed"] else "")
+
+
+def precise(value: float) -> str:
+    """As `number`, with three digits also below one: loading takes hundredths of a second."""
+    return number(value) if value >= 1 else f"{value:.3f}"
 
 
 TABLES: dict[str, list[Column]] = {
@@ -152,6 +163,12 @@ TABLES: dict[str, list[Column]] = {
         ("of it the mapped file, GB", lambda r: number(r["peak_file_gb"])),
         ("above the file, GB", lambda r: number(r["peak_above_file_gb"])),
         ("a token, s", lambda r: number(r["token_s"])),
+    ],
+    "tokenizers": [
+        ("vocabulary", lambda r: r["vocabulary"]),
+        ("what", lambda r: f"{r['what']}, {r['unit']}"),
+        *map(speed, ("quintet", "transformers", "tokenizers", "tiktoken")),
+        ("times faster than transformers", lambda r: f"**{r['ratio']['transformers']:.2f}**"),
     ],
     "baselines": [("what", lambda r: r["what"]), ("bits per byte", lambda r: f"{r['bpb']:.3f}")],
 }

@@ -23,6 +23,7 @@ PLAN = (
     ("prefill.py", "--rounds", "5", "--seconds", "25"),
     ("cache.py",),
     ("micro.py",),
+    ("tokenization.py", "--rounds", "3"),
     ("storyteller_baselines.py",),
 )
 # Minutes each, and gigabytes of disk: only when named with --only.

@@ -91,6 +91,26 @@ def test_cache_and_micro() -> None:
     assert all(r["us_q10"] > 0 for r in records)
 
 
+def test_tokenization(data_dir: Path) -> None:
+    pytest.importorskip("transformers")
+    tiny = ("--vocabularies", "gpt2", "--rounds", "1", "--characters", "4000", "--threads", "1")
+    records = run(
+        "tokenization.py", *tiny, "--peers", "quintet,transformers,tokenizers", env={"QUINTET_DATA": str(data_dir)}
+    )
+    names = ["load", "one text", "short texts", "batch", "decode", "decode one id"]
+    assert [r["what"] for r in records] == names
+    for record in records:
+        assert set(record["speed"]) == {"quintet", "transformers", "tokenizers"}
+        assert all(stat["median"] > 0 for stat in record["speed"].values())
+        assert set(record["ratio"]) == {"transformers", "tokenizers"}
+    text = load("report").table("tokenizers", records)
+    assert "| gpt2 | decode one id, calls/s |" in text
+
+
+def test_tokenization_without_texts(tmp_path: Path) -> None:
+    assert run("tokenization.py", env={"QUINTET_DATA": str(tmp_path / "none")}) == []
+
+
 def test_baselines(tiny_gpt2: Path, tmp_path: Path) -> None:
     train, valid = tmp_path / "train.txt", tmp_path / "valid.txt"
     train.write_text("The old woman took her lantern and went out. " * 60, encoding="utf-8")

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from quintet.errors import TokenizerError
 from quintet.tokenizers import AutoTokenizer, PreTrainedTokenizerFast, train_bpe_from_iterator
@@ -247,3 +248,14 @@ def test_files_that_cannot_be_used(small_ranks: dict[bytes, int], tmp_path: Path
     with pytest.raises(TokenizerError, match=r"'<\|endofprompt\|>' must have the id 200018, but the file has a token"):
         ours.write_tokenizer(path, tmp_path, "o200k_base")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.tiktoken"]
+
+
+def test_the_file_is_in_the_form_that_is_read_quickest(tmp_path: Path, small_ranks: dict[bytes, int]) -> None:
+    ours.write_tokenizer(write(tmp_path / "a.tiktoken", small_ranks), tmp_path, "o200k_base")
+    text = (tmp_path / "tokenizer.json").read_text(encoding="utf-8")
+    model = json.loads(text)["model"]
+    assert list(model["vocab"]) == sorted(model["vocab"])
+    assert model["merges"] and all(type(pair) is str and pair.count(" ") == 1 for pair in model["merges"])
+    assert text.count("\n") == 1
+    made = ours.engine_from_ranks(small_ranks, ours.ENCODINGS["o200k_base"])
+    assert json.loads(Tokenizer.from_str(text).to_str()) == json.loads(made.to_str())
