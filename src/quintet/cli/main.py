@@ -29,6 +29,7 @@ class Command(NamedTuple):
 
 COMMANDS: dict[str, Command] = {
     "generate": Command("quintet.cli.generate", "continue a text, streaming it as it is written"),
+    "chat": Command("quintet.cli.chat", "talk with a model in the terminal"),
     "info": Command("quintet.cli.info", "what a model is: family, shapes, parameters, memory"),
     "run": Command("quintet.cli.run", "any task on a text, a file or JSON lines: classify, answer, extract, generate"),
     "tokenize": Command("quintet.cli.tokenize", "text to token ids and back"),
@@ -132,6 +133,7 @@ options:
 examples:
   quintet generate "Once upon a time"
   quintet generate --model ./my-model --temperature 0.7 --seed 1 < prompt.txt
+  quintet chat ./my-model --system "Be brief."
   quintet info storyteller
   quintet bench storyteller --json"""
 
