@@ -12,7 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from quintet.fused.cpu_linear import LINEAR_TWINS, cpu_linear, fits, twin
+from quintet.fused.cpu_norm import rms_norm
 from quintet.layers.experts import Experts, clamped_swiglu
+from quintet.layers.norm import RMSNorm
 from quintet.swap import SwapReport, swap
 
 __all__ = ["CpuExperts", "bag_product", "use_cpu_twins"]
@@ -75,5 +77,5 @@ def _experts(module: nn.Module) -> nn.Module | None:
 
 
 def use_cpu_twins(model: nn.Module) -> SwapReport:
-    """Swap the linear layers and experts that are on a CPU for their twins; elsewhere nothing changes."""
-    return swap(model, {**LINEAR_TWINS, Experts: _experts})
+    """Swap the linear layers, norms and experts that are on a CPU for their twins; elsewhere nothing changes."""
+    return swap(model, {**LINEAR_TWINS, Experts: _experts, RMSNorm: rms_norm})
