@@ -93,7 +93,7 @@ def test_movie_reviews(script, reviews, tiny_gpt2, tmp_path, capsys):
     ways = {way["name"]: way["test"] for way in result["ways"]}
     assert ways["words, whole review"] == 1  # the words tell
     assert len(ways) == 5 and all(0 <= value <= 1 for value in ways.values())
-    assert len(result["losses"]) == 2 * math.ceil(28 / 8) and len(result["valid_by_epoch"]) == 3
+    assert len(result["losses"]) == 2 * math.ceil(28 / 16) and len(result["valid_by_epoch"]) == 3
     assert json.loads((tmp_path / "out" / "movie_reviews.json").read_text()) == result
     assert "8 held-out reviews of 40" in capsys.readouterr().out
     again = tried(script, reviews, tiny_gpt2, tmp_path / "again")
