@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import secrets
 import sys
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from quintet.cli.common import (
     print_json,
     read_input,
     set_threads,
+    use_color,
 )
 from quintet.cli.conversation import Conversation, Halt
 from quintet.cli.generate import add_sampling_options, check_sampling, check_vocabulary, sampling_options
@@ -68,13 +70,17 @@ def run(args: argparse.Namespace) -> int:
     """Load the model, then read messages and answer them until there are no more."""
     check_sampling(args)
     tools = _tools(args.tools)
+    with _colors(not args.no_color):
+        return _talk(args, tools)
 
+
+def _talk(args: argparse.Namespace, tools: list[Any] | None) -> int:
     interactive = bool(sys.stdin and sys.stdin.isatty() and sys.stdout.isatty() and not args.json)
-    screen = Screen(interactive=interactive, color=not args.no_color, fold=args.hide_reasoning)
+    screen = Screen(interactive=interactive, fold=args.hide_reasoning)
     chat = _open(args, tools, screen)
     if args.load is not None:
         command(chat, f"/load {args.load}")
-    keys: Keyboard | Pipe = Keyboard(screen.color(sys.stdout), COMMANDS, screen.note) if interactive else Pipe()
+    keys: Keyboard | Pipe = Keyboard(use_color(sys.stdout), COMMANDS, screen.note) if interactive else Pipe()
     while not chat.over:
         text = keys.read()
         if text is None:
@@ -176,6 +182,19 @@ def _turn(chat: Chat, message: dict[str, Any] | None, args: argparse.Namespace) 
     chat.screen.note(line + why.get(answer.finish_reason, ""))
     if chat.screen.interactive:
         print()
+
+
+@contextlib.contextmanager
+def _colors(wanted: bool) -> Iterator[None]:
+    """Without colours: as if the variable NO_COLOR were set, which the warnings of the library obey too."""
+    before = os.environ.get("NO_COLOR")
+    try:
+        if not wanted:
+            os.environ["NO_COLOR"] = "1"
+        yield
+    finally:
+        if not wanted and before is None:
+            os.environ.pop("NO_COLOR", None)
 
 
 @contextlib.contextmanager

@@ -144,6 +144,9 @@ class Conversation:
     def reset(self) -> None:
         """Forget the messages; system text and effort stay."""
         self.messages.clear()
+        if self._cache is not None:
+            self._cache.reset()
+            self._held = []
 
     def replace(self, messages: list[dict[str, Any]], system: str | None) -> None:
         """Take another conversation.
@@ -204,8 +207,8 @@ class Conversation:
                     first = time.perf_counter() - began
                 new.append(column.ids[0])
                 found = parser.feed(new[-1])
-                thinking = _thinks(found, thinking)
-                thought += thinking
+                before, thinking = thinking, _thinks(found, thinking)
+                thought += before and thinking  # not the tokens that begin and end it
                 # A transcript ends with the name of the next speaker, which is no token of its own.
                 over = self.form.name == "transcript" and any(event.kind == "end" for event in found)
                 for event in found:

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import IO
 
 from quintet.chat import ChatEvent
-from quintet.cli.common import printable, style, use_color
+from quintet.cli.common import printable, style
 from quintet.errors import InputError
 
 __all__ = ["Keyboard", "Pipe", "Screen", "gather"]
@@ -163,22 +163,16 @@ class Screen:
 
     Args:
         interactive: A person is at the terminal.
-        color: Whether colours are allowed; the streams decide the rest.
         fold: Show reasoning as one line.
     """
 
-    def __init__(self, *, interactive: bool, color: bool = True, fold: bool = False) -> None:
+    def __init__(self, *, interactive: bool, fold: bool = False) -> None:
         self.interactive, self.fold = interactive, fold
-        self._allowed = color
         self._message: int | None = None  # the message that is being shown
         self._part = ""
         self._newlines = ""  # held back: those at the end of a message are not shown
         self._empty = True  # nothing of this message yet
         self._thought = 0
-
-    def color(self, stream: IO[str]) -> bool:
-        """Whether `stream` gets colours."""
-        return self._allowed and use_color(stream)
 
     def show(self, event: ChatEvent, thought: int) -> None:
         """Show an event of an answer; `thought` is how many tokens of reasoning there have been."""
@@ -204,15 +198,15 @@ class Screen:
         """Say something of the program's own."""
         stream = self._stream("note")
         for line in printable(text).split("\n"):
-            parts = textwrap.wrap(line, self._width(), subsequent_indent=_indent(line)) or [""]
+            parts = _wrapped(line, self._width()) or [""]
             for part in parts:
-                self._put(style(part, "dim", stream) if self.color(stream) else part, stream)
+                self._put(style(part, "dim", stream), stream)
                 self._put("\n", stream)
 
     def error(self, text: str) -> None:
         """Say what went wrong."""
         stream = sys.stdout if self.interactive else sys.stderr
-        mark = style("error:", "red", stream) if self.color(stream) else "error:"
+        mark = style("error:", "red", stream)
         self._put(f"{mark} {' '.join(printable(text).split())}\n", stream)
 
     def text(self, text: str, part: str) -> None:
@@ -254,7 +248,9 @@ class Screen:
         name = _STYLES.get(part)
         begin = "\r" if text.startswith("\r") else ""
         text = printable(text[len(begin) :])
-        self._put(begin + (style(text, name, stream) if name and self.color(stream) and text.strip() else text), stream)
+        if name and text.strip("\n"):
+            text = style(text, name, stream)
+        self._put(begin + text, stream)
 
     def _put(self, text: str, stream: IO[str]) -> None:
         encoding = getattr(stream, "encoding", None) or "utf-8"
@@ -266,7 +262,10 @@ class Screen:
         return max(shutil.get_terminal_size().columns - 1, 20) if self.interactive else 10_000
 
 
-def _indent(line: str) -> str:
-    """The indentation of a line that is wrapped: that of its second column where it has two."""
-    head, gap, _ = line.partition("  ")
-    return " " * (len(line) - len(line[len(head) :].lstrip())) if gap and head.strip() and len(head) < 24 else ""
+def _wrapped(line: str, width: int) -> list[str]:
+    """Wrap a line; a second column, behind two blanks or more, stays one where there is room for it."""
+    head, gap, rest = line.partition("  ")
+    indent = len(line) - len(rest.lstrip()) if gap and head.strip() else 0
+    if indent > width // 2:
+        line, indent = f"{head}  {rest.lstrip()}", 4
+    return textwrap.wrap(line, width, subsequent_indent=" " * indent)
