@@ -94,7 +94,7 @@ def test_no_command_is_a_usage_error(capsys):
     ("argv", "message"),
     [
         (["genrate"], "unknown command 'genrate'. Did you mean 'generate'? See 'quintet --help'."),
-        (["zzz"], "unknown command 'zzz'. The commands are generate, info, "),
+        (["zzz"], "unknown command 'zzz'. The commands are generate, "),
         (["--versoin"], "unknown option '--versoin' before the command. Did you mean '--version'?"),
         (["--json", "env"], "unknown option '--json' before the command. A command's own options come after its name."),
         (["help", "enf"], "unknown command 'enf'. Did you mean 'env'?"),
