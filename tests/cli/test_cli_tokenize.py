@@ -56,6 +56,27 @@ def test_ids_count_and_json(model: str, capsys: pytest.CaptureFixture[str]) -> N
     assert record == expected
 
 
+def test_offsets(model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = AutoTokenizer.from_pretrained(model)("the cat")["input_ids"]
+    assert main(["tokenize", "the cat", "--model", model, "--offsets"]) == 0
+    assert capsys.readouterr().out == f'{first}\t0\t3\t"the"\n{second}\t3\t7\t" cat"\n'
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert main(["tokenize", "the cat", "--model", model, "--offsets"]) == 0
+    assert f'{second}\t3\t7\t\x1b[30;48;5;223m" cat"\x1b[0m\n' in capsys.readouterr().out
+
+
+def test_ids_in_the_colours_of_their_tokens(
+    model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    first, second = AutoTokenizer.from_pretrained(model)("the cat")["input_ids"]
+    assert main(["tokenize", "the cat", "--model", model]) == 0
+    ids = f"\x1b[30;48;5;153m{first}\x1b[0m \x1b[30;48;5;223m{second}\x1b[0m"
+    assert capsys.readouterr().out.splitlines()[1] == ids
+    assert main(["tokenize", "the cat " * 200, "--model", model]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2, "the text and the count"
+
+
 @pytest.mark.parametrize("form", [["1 2 3"], ["1", "2", "3"], ["1,2,3"], ["[1, 2, 3]"]])
 def test_decode(form: list[str], model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tokenize", "--model", model, "--decode", *form]) == 0

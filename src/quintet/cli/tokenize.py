@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["add_arguments", "run"]
 
 MAX_INPUT_BYTES = 256 * 2**20
+# Of a longer text the ids would push the text itself off the screen; --ids has them.
+MOST_SHOWN_IDS = 200
 # Black on four light backgrounds in turn: neighbouring tokens always differ, and spaces can be seen.
 _BACKGROUNDS = ("\x1b[30;48;5;153m", "\x1b[30;48;5;223m", "\x1b[30;48;5;158m", "\x1b[30;48;5;218m")
 _RESET = "\x1b[0m"
@@ -38,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         'quintet tokenize "Once upon a time"              # coloured tokens on a terminal',
         'quintet tokenize "Once upon a time" | cat        # one token a line: id, tab, token',
+        'quintet tokenize "Once upon a time" --offsets    # where in the text each token stands',
         "quintet tokenize --file book.txt --count         # the text as it is, its last newline too",
         "quintet tokenize --model ./my-gpt2 --json < prompt.txt",
         "quintet tokenize --decode 46 1549 648            # ids back to text",
@@ -54,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", help="branch, tag or commit of a model that is loaded by name")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--ids", action="store_true", help="print only the ids, in one line")
+    form.add_argument("--offsets", action="store_true", help="one token a line: id, first character, end, token")
     form.add_argument("--count", action="store_true", help="print only how many tokens there are")
     form.add_argument("--decode", action="store_true", help="the input is ids (numbers); print their text")
     add_json(form, "count, ids, tokens and offsets")
@@ -81,12 +85,10 @@ def run(args: argparse.Namespace) -> int:
     elif args.json:
         offsets = [list(span) for span in encoding["offset_mapping"]]
         print_json({"count": len(ids), "ids": ids, "tokens": encoding.tokens(), "offsets": offsets})
-    elif use_color(sys.stdout):
+    elif use_color(sys.stdout) and not args.offsets:
         _print_coloured(tokenizer, source, encoding)
     else:
-        for index, piece in zip(ids, _pieces(tokenizer, source, encoding), strict=True):
-            shown = json.dumps(piece, ensure_ascii=False) if isinstance(piece, str) else repr(piece)
-            print(f"{index}\t{printable(shown)}")
+        _print_rows(tokenizer, source, encoding, offsets=args.offsets)
     return 0
 
 
@@ -137,6 +139,16 @@ def _pieces(tokenizer: PreTrainedTokenizerBase, text: str, encoding: BatchEncodi
     return pieces
 
 
+def _print_rows(tokenizer: PreTrainedTokenizerBase, text: str, encoding: BatchEncoding, *, offsets: bool) -> None:
+    """One token a line, in columns; on a terminal the tokens in the colours of `_print_coloured`."""
+    rows = zip(encoding["input_ids"], encoding["offset_mapping"], _pieces(tokenizer, text, encoding), strict=True)
+    for number, (index, (start, end), piece) in enumerate(rows):
+        shown = printable(json.dumps(piece, ensure_ascii=False) if isinstance(piece, str) else repr(piece))
+        if use_color(sys.stdout):
+            shown = f"{_BACKGROUNDS[number % len(_BACKGROUNDS)]}{shown}{_RESET}"
+        print(index, *((start, end) if offsets else ()), shown, sep="\t")
+
+
 def _print_coloured(tokenizer: PreTrainedTokenizerBase, text: str, encoding: BatchEncoding) -> None:
     parts = []
     for number, piece in enumerate(_pieces(tokenizer, text, encoding)):
@@ -149,6 +161,9 @@ def _print_coloured(tokenizer: PreTrainedTokenizerBase, text: str, encoding: Bat
         lines = [f"{colour}{line}{_RESET}" if line else "" for line in shown.replace("\n", "\u23ce\n").split("\n")]
         parts.append("\n".join(lines))
     print("".join(parts))
+    if len(encoding["input_ids"]) <= MOST_SHOWN_IDS:
+        places = enumerate(encoding["input_ids"])
+        print(*(f"{_BACKGROUNDS[number % len(_BACKGROUNDS)]}{index}{_RESET}" for number, index in places))
     count = len(encoding["input_ids"])
     ratio = f", {len(text) / count:.1f} characters a token" if count else ""
     print(style(f"{count} tokens, {len(text)} characters{ratio}", "dim", sys.stdout))
