@@ -177,9 +177,7 @@ class PreTrainedModel(Embeddings, Quantized):
         skip = set()
         if exclude_embeddings:
             skip = {id(p) for m in self.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-        return sum(
-            count(p) for p in self.parameters() if id(p) not in skip and (p.requires_grad or not only_trainable)
-        )
+        return sum(count(p) for p in self.parameters() if id(p) not in skip and (p.requires_grad or not only_trainable))
 
     def get_memory_footprint(self, return_buffers: bool = True) -> int:
         """Bytes of the weights, and of the buffers unless told otherwise."""
