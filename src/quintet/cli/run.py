@@ -121,7 +121,9 @@ def run(args: argparse.Namespace) -> int:
             names.append(name)
             yield item
 
-    for output in pipe(inputs(), batch_size=args.batch_size, progress=show_progress(), **options):
+    # On a terminal the results are the progress, and a bar would stand between them.
+    progress = show_progress() and not sys.stdout.isatty()
+    for output in pipe(inputs(), batch_size=args.batch_size, progress=progress, **options):
         print_json({"id": names.popleft(), "output": output})
     return 0
 

@@ -268,4 +268,4 @@ def _wrapped(line: str, width: int) -> list[str]:
     indent = len(line) - len(rest.lstrip()) if gap and head.strip() else 0
     if indent > width // 2:
         line, indent = f"{head}  {rest.lstrip()}", 4
-    return textwrap.wrap(line, width, subsequent_indent=" " * indent)
+    return textwrap.wrap(line, width, subsequent_indent=" " * indent, break_on_hyphens=False)
