@@ -32,7 +32,7 @@ PROMPT = r"> \x1b\[0m\Z"  # the coloured prompt of `quintet chat`, with nothing 
 PICTURES: dict[str, list[tuple[list[str], list[tuple[str, str]]]]] = {
     "chat": [
         (
-            ["chat", "--seed", "11", "-n", "70", "--temperature", "0.7"],
+            ["chat", "--seed", "11", "-n", "120", "--temperature", "0.7"],
             [
                 (PROMPT, "Tell me about the king's daughter.\n"),
                 (PROMPT, "/rety\n"),
@@ -210,8 +210,10 @@ def record(arguments: list[str], typed: list[tuple[str, str]]) -> str:
     while time.monotonic() < limit:
         if left and (found := re.compile(left[0][0]).search(seen, place)):
             place = found.end()
-            time.sleep(0.3)
-            os.write(end, left.pop(0)[1].encode())
+            typing = left.pop(0)[1]
+            if typing != "\x03":  # a person takes a moment, but an answer must not end meanwhile
+                time.sleep(0.3)
+            os.write(end, typing.encode())
         ready, _, _ = select.select([end], [], [], 0.2)
         try:
             data = os.read(end, 65536) if ready else b""
