@@ -14,8 +14,9 @@ import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from quintet.chat import ChatEvent
 from quintet.cli.main import main
-from quintet.cli.terminal import gather
+from quintet.cli.terminal import Screen, gather
 from quintet.generation.loops.column import Column
 from quintet.tokenizers.engine import byte_values
 from quintet.tokenizers.fast import PreTrainedTokenizerFast
@@ -145,8 +146,21 @@ def test_reasoning_as_one_line(chat, says, gpt_oss: Path) -> None:
     says(gpt_oss, THINKING + FINAL, THINKING + FINAL)
     out, err = chat("2+2?\n/think on\nagain\n", "--hide-reasoning", model=gpt_oss)
     assert out.count("It is 4") == 2
-    assert re.search(r"^thinking \.\.\. 11 tokens$", err, re.M), "of a byte each"
+    assert re.search(r"^thought for 11 tokens$", err, re.M), "of a byte each"
     assert err.count("Let me\nsee.") == 2, "shown after /think on, and then as it comes"
+
+
+def test_folded_reasoning_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    screen = Screen(interactive=True, fold=True)
+    for part, text in (("analysis", "Let me"), ("analysis", " see."), ("final", "\n\nIt is 4.\n\n")):
+        screen.show(ChatEvent("text", int(part == "final"), channel=part, text=text), 2)
+    screen.finish()
+    assert capsys.readouterr().out == "thinking ...\rthought for 2 tokens\nIt is 4.\n"
+    screen.fold = False
+    screen.show(ChatEvent("text", 0, channel="analysis", text="Hm."), 1)
+    screen.show(ChatEvent("text", 1, channel="final", text="Yes."), 1)
+    screen.finish()
+    assert capsys.readouterr().out == "Hm.\n\nYes.\n"
 
 
 def test_tool_calls_and_their_results(chat, says, gpt_oss: Path, tmp_path: Path) -> None:

@@ -55,7 +55,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     talk.add_argument("--tools", metavar="FILE", help="JSON file with a list of tools that the model may call")
     talk.add_argument("--load", metavar="FILE", help="go on with a conversation that /save has written")
     talk.add_argument(
-        "--max-new-tokens", "-n", type=positive_int, metavar="N", help="tokens of an answer at most (default: 4096)"
+        "--max-new-tokens",
+        "-n",
+        type=positive_int,
+        metavar="N",
+        help="tokens of an answer at most (default: 4096, of a plain transcript 256)",
     )
     add_sampling_options(parser)
     machine = parser.add_argument_group("machine and output")

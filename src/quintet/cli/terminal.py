@@ -184,8 +184,8 @@ class Screen:
             self._message, self._part, self._empty = event.message, event.part, True
             if event.tool:
                 self._write(f"tool call: {event.tool} ", event.part)
-            elif self._folds:
-                self._write("thinking ...", event.part)
+            elif self._folds and self.interactive:
+                self._write("thinking ...", event.part)  # until `_close` writes over it
         if event.text and not self._folds:
             self._text(event.text)
 
@@ -235,7 +235,7 @@ class Screen:
             return
         if self._folds:
             line = f"thought for {self._thought} tokens"
-            self._write(f"\r{line}\n" if self.interactive else f" {self._thought} tokens\n", self._part)
+            self._write(f"\r{line}\n" if self.interactive else f"{line}\n", self._part)
         else:
             gap = "\n" if self.interactive and following and self._part in _HIDDEN else ""
             self._write("\n" + gap, self._part)
