@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from pathlib import Path
 
 # Before any library reads them: no test may reach the network or hang on the colours and threads of a shell.
@@ -22,6 +24,10 @@ hypothesis.settings.register_profile("quintet", deadline=None)
 hypothesis.settings.load_profile("quintet")
 
 torch.set_num_threads(1)
+
+# A background job of a script starts with Ctrl-C ignored, and so would every program that the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY_TEXT = (
     "Once upon a time there was a little house at the edge of a forest. In the house lived an old woman and her cat. "
