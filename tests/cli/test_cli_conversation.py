@@ -63,6 +63,23 @@ def test_what_the_cache_holds_is_not_read_again_and_changes_nothing(talk: Any) -
     assert fresh.fed[0] > one.fed[read]
 
 
+def test_rows_of_a_padded_vocabulary_are_never_written_and_looked_up_once(
+    talk: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, plain = talk(), talk()
+    tokens = len(one.tokenizer)
+    one.model.resize_token_embeddings(tokens + 8)
+    one.model.get_input_embeddings().weight.data[tokens:] = 50.0  # tied: these rows score far above all others
+    one.model.transformer.ln_f.bias.data.fill_(1.0)
+    plain.model.transformer.ln_f.bias.data.fill_(1.0)
+    calls: list[int] = []
+    get_vocab = type(one.tokenizer).get_vocab
+    monkeypatch.setattr(type(one.tokenizer), "get_vocab", lambda self: calls.append(1) or get_vocab(self))
+    for text in ("Hello", "And?", "Then?"):
+        assert ask(one, text).message == ask(plain, text).message
+    assert max(one._held) < tokens and len(calls) == 2, "once for each of the two conversations"
+
+
 def test_taking_back_and_resetting(talk: Any) -> None:
     one = talk()
     first = ask(one, "Hello").message

@@ -22,6 +22,7 @@ from quintet.generation import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+from quintet.generation.known_tokens import known_tokens
 
 CASES: list[tuple[type, dict[str, Any]]] = [
     (TemperatureLogitsWarper, {"temperature": 0.3}),
@@ -118,3 +119,20 @@ def test_known_tokens_alone_are_left() -> None:
     for ids in ([], [-1, 3], [1.5]):
         with pytest.raises(GenerationError, match="token ids from 0 on"):
             KnownTokensLogitsProcessor(ids)
+
+
+def test_a_model_is_kept_to_the_tokens_of_its_tokenizer_where_it_has_more_rows() -> None:
+    class Tokenizer:
+        def get_vocab(self) -> dict[str, int]:
+            return {"a": 0, "b": 1, "d": 3}
+
+    class Model:
+        def __init__(self, rows: int) -> None:
+            self.rows = torch.nn.Embedding(rows, 2)
+
+        def get_input_embeddings(self) -> torch.nn.Embedding:
+            return self.rows
+
+    assert known_tokens(Model(3), Tokenizer()) is None
+    found = known_tokens(Model(6), Tokenizer())
+    assert found is not None and found.ids.tolist() == [0, 1, 3]

@@ -144,7 +144,7 @@ def test_words_without_spaces_inside_get_one_between() -> None:
         def decode(self, ids: list[int], **_: Any) -> str:
             return " ".join("cat" for _ in ids)
 
-    from quintet.pipelines.generating import gap_after
+    from quintet.tokenizers.stream import gap_after
 
     assert gap_after(Ends(), [3]) == " "
     assert gap_after(quintet.AutoTokenizer.from_pretrained("storyteller"), [3]) == ""

@@ -120,6 +120,7 @@ class Conversation:
     _held: list[int] = field(default_factory=list)  # tokens that the cache holds
     _cache: Any = None
     _generator: Any = None
+    _known: Any = None  # the processor of a padded vocabulary
 
     @property
     def limit(self) -> int | None:
@@ -256,12 +257,13 @@ class Conversation:
         import torch
 
         from quintet.cache import DynamicCache
-        from quintet.generation import KnownTokensLogitsProcessor
+        from quintet.generation.known_tokens import known_tokens
 
         if self._cache is None:
             # Without the configuration every layer keeps every key, so that any turn can be taken back.
             self._cache = DynamicCache()
             self._generator = torch.Generator(device=self.model.device).manual_seed(self.seed)
+            self._known = known_tokens(self.model, self.tokenizer)  # reads the whole vocabulary: not at every turn
         common = next((at for at, (a, b) in enumerate(zip(self._held, ids, strict=False)) if a != b), None)
         common = min(len(self._held), len(ids)) if common is None else common
         try:
@@ -273,9 +275,8 @@ class Conversation:
         stops = _ids(self.model.generation_config.eos_token_id) | set(self.form.stop_ids(self.tokenizer))
         if stops:
             options["eos_token_id"] = sorted(stops)
-        vocabulary = self.tokenizer.get_vocab()
-        if len(vocabulary) < self.model.get_input_embeddings().num_embeddings:
-            options["logits_processor"] = [KnownTokensLogitsProcessor(vocabulary.values())]
+        if self._known is not None:
+            options["logits_processor"] = [self._known]
         prompt = torch.tensor([ids], device=self.model.device)  # (1, T)
         return self.model.generate_iter(
             prompt,

@@ -108,6 +108,7 @@ def run(args: argparse.Namespace) -> int:
     prompt = read_prompt(args)
 
     from quintet.auto import AutoModelForCausalLM
+    from quintet.generation.known_tokens import known_tokens
     from quintet.tokenizers.auto import AutoTokenizer
 
     set_threads(args.threads)
@@ -119,6 +120,9 @@ def run(args: argparse.Namespace) -> int:
     check_vocabulary(model, tokenizer)
     ids = _encode(tokenizer, prompt)
     options = _options(args, _room(model, len(ids), args.max_new_tokens))
+    known = known_tokens(model, tokenizer)
+    if known is not None:
+        options["logits_processor"] = [known]
     seed = secrets.randbelow(2**32) if args.seed is None else args.seed
     for number in range(args.num):
         if number and not args.json:
@@ -280,12 +284,14 @@ def _write_one(
     seed: int,
 ) -> None:
     """Write one continuation and say how fast it was."""
+    from quintet.tokenizers.stream import gap_after
+
     show = not args.json
     if show:
         print(style(_shown(prompt), "bold", sys.stdout), end="", flush=True)
     live = show and not args.no_stream
     try:
-        gap = "" if prompt[-1:].isspace() else _gap(tokenizer, ids)
+        gap = "" if prompt[-1:].isspace() else gap_after(tokenizer, ids)
         result = _continue(model, tokenizer, ids, options, args.stop, seed, _print_piece if live else None, gap)
     except KeyboardInterrupt:
         if show:
@@ -312,12 +318,6 @@ def _write_one(
     print(style(line, "dim", sys.stderr), file=sys.stderr)
 
 
-def _gap(tokenizer: Any, ids: list[int]) -> str:
-    """The space between a prompt and what follows it, where tokens end words and hold no space themselves (GPT-1)."""
-    once, twice = (tokenizer.decode(ids[-1:] * times, clean_up_tokenization_spaces=False) for times in (1, 2))
-    return " " if once and twice == f"{once} {once}" else ""
-
-
 def _continue(
     model: Any,
     tokenizer: Any,
@@ -331,7 +331,7 @@ def _continue(
     """Generate after `ids`, handing `gap` and then text to `write` as it is finished. Imports torch."""
     import torch
 
-    from quintet.generation import KnownTokensLogitsProcessor, TextStreamer
+    from quintet.generation import TextStreamer
 
     filtered = StopFilter(stops, write or (lambda text: None))
 
@@ -339,16 +339,12 @@ def _continue(
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
             filtered.feed(text, end=stream_end)
 
-    vocabulary = tokenizer.get_vocab()
-    padded = len(vocabulary) < model.get_input_embeddings().num_embeddings
-    known = [KnownTokensLogitsProcessor(vocabulary.values())] if padded else None
     torch.manual_seed(seed)
     filtered.feed(gap)
     input_ids = torch.tensor([ids], device=model.device)  # (1, T)
     began = time.perf_counter()
     output = model.generate(
         input_ids,
-        logits_processor=known,
         attention_mask=torch.ones_like(input_ids),
         tokenizer=tokenizer,
         streamer=Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True),

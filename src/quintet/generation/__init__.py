@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from quintet.generation.config import GenerationConfig
     from quintet.generation.generate import GenerationMixin
+    from quintet.generation.known_tokens import KnownTokensLogitsProcessor
     from quintet.generation.loops.column import Column
     from quintet.generation.output import GenerateDecoderOnlyOutput
     from quintet.generation.processors import (
-        KnownTokensLogitsProcessor,
         LogitsProcessor,
         LogitsProcessorList,
         LogitsWarper,
@@ -69,9 +69,10 @@ __all__ = [
 _HOMES = {
     "config": ("GenerationConfig",),
     "generate": ("GenerationMixin",),
+    "known_tokens": ("KnownTokensLogitsProcessor",),
     "loops.column": ("Column",),
     "output": ("GenerateDecoderOnlyOutput",),
-    "processors": tuple(name for name in __all__ if "Logits" in name),
+    "processors": tuple(name for name in __all__ if "Logits" in name and not name.startswith("Known")),
     "state": ("DecodeState",),
     "stopping": tuple(name for name in __all__ if "Criteria" in name),
     "streamers": tuple(name for name in __all__ if name.endswith("Streamer")),

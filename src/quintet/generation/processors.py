@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -19,7 +19,6 @@ from quintet.errors import GenerationError
 from quintet.generation import sampling
 
 __all__ = [
-    "KnownTokensLogitsProcessor",
     "LogitsProcessor",
     "LogitsProcessorList",
     "LogitsWarper",
@@ -269,27 +268,3 @@ class RepetitionPenaltyLogitsProcessor(LogitsProcessor):
                 f"prompt_ignore_length has {ignore.shape[0]} rows and the batch {input_ids.shape[0]}. Give one per row."
             )
         return sampling.repetition_penalty(scores, input_ids, self.penalty, ignore=ignore)
-
-
-class KnownTokensLogitsProcessor(LogitsProcessor):
-    """Leaves only tokens that a tokenizer has: the rows of a padded vocabulary (50432 for 50277 tokens) are no tokens.
-
-    Args:
-        ids: Ids of all tokens, such as `tokenizer.get_vocab().values()`.
-    """
-
-    def __init__(self, ids: Iterable[int]) -> None:
-        known = torch.tensor(sorted({*ids}))
-        if known.numel() == 0 or known.dtype != torch.int64 or int(known[0]) < 0:
-            raise GenerationError("ids must be token ids from 0 on, at least one of them.")
-        self.ids = known
-        self._unknown: torch.Tensor | None = None
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """See LogitsProcessor."""
-        size = scores.shape[-1]
-        if self._unknown is None or self._unknown.shape[0] != size or self._unknown.device != scores.device:
-            unknown = torch.ones(size, dtype=torch.bool)
-            unknown[self.ids[self.ids < size]] = False
-            self._unknown = unknown.to(scores.device)
-        return scores.masked_fill(self._unknown, -math.inf)

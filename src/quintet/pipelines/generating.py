@@ -12,7 +12,7 @@ import torch
 from quintet.errors import GenerationError
 from quintet.generation import StopStringCriteria
 
-__all__ = ["Budget", "StopRecorder", "cut_after_end", "gap_after", "lengths_for"]
+__all__ = ["Budget", "StopRecorder", "cut_after_end", "lengths_for"]
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,3 @@ def cut_after_end(rows: Sequence[list[int]], eos: Any, ends: Sequence[int | None
         end = ends[number] if ends else None
         lengths.append(min([*found, *([] if end is None else [end]), len(row)]))
     return [row[: max(lengths)] for row in rows]
-
-
-def gap_after(tokenizer: Any, ids: Sequence[int]) -> str:
-    """The space between a prompt and what follows it, where tokens end words and hold no space themselves (GPT-1)."""
-    once, twice = (tokenizer.decode([*ids[-1:]] * times, clean_up_tokenization_spaces=False) for times in (1, 2))
-    return " " if once and twice == f"{once} {once}" else ""

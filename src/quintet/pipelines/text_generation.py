@@ -12,13 +12,14 @@ from typing import Any, ClassVar
 import torch
 
 from quintet.errors import ConfigError, InputError
-from quintet.generation import KnownTokensLogitsProcessor
+from quintet.generation.known_tokens import KnownTokensLogitsProcessor, known_tokens
 from quintet.generation.options import OPTIONS
 from quintet.pipelines.base import Parameters, Pipeline
 from quintet.pipelines.batches import MASK, Piece, collate, real_length
-from quintet.pipelines.generating import Budget, StopRecorder, cut_after_end, gap_after, lengths_for
+from quintet.pipelines.generating import Budget, StopRecorder, cut_after_end, lengths_for
 from quintet.pipelines.inputs import checked_text
 from quintet.pipelines.messages import answered, chat_or_stream, continues, is_chat
+from quintet.tokenizers.stream import gap_after
 
 __all__ = ["ReturnType", "TextGenerationPipeline"]
 
@@ -67,9 +68,7 @@ class TextGenerationPipeline(Pipeline):
     def __init__(self, model: Any, tokenizer: Any = None, **options: Any) -> None:
         self._known: KnownTokensLogitsProcessor | None = None
         super().__init__(model, tokenizer, **options)
-        vocabulary = self.tokenizer.get_vocab().values()
-        if len(vocabulary) < model.get_input_embeddings().num_embeddings:
-            self._known = KnownTokensLogitsProcessor(vocabulary)
+        self._known = known_tokens(model, self.tokenizer)
         prefix = getattr(model.config, "prefix", None)
         if prefix and "prefix" not in self._defaults.preprocess:
             self._defaults.preprocess["prefix"] = prefix

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import codecs
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from quintet.errors import TokenizerError
 from quintet.tokenizers.decoding import clean_up
@@ -12,7 +13,7 @@ from quintet.tokenizers.decoding import clean_up
 if TYPE_CHECKING:
     from quintet.tokenizers.detokenize import Detokenizer
 
-__all__ = ["StreamDecoder", "check_error_mode"]
+__all__ = ["StreamDecoder", "check_error_mode", "gap_after"]
 
 REPLACEMENT = "\ufffd"
 # No character of any encoding takes more tokens than it has bytes; what is still unfinished after that is broken.
@@ -105,6 +106,20 @@ class StreamDecoder:
             return ""
         final, self._held = self._held[: ends[-1]], self._held[ends[-1] :]
         return clean_up(final)
+
+
+def gap_after(tokenizer: Any, ids: Sequence[int]) -> str:
+    """Return the space between a text and what goes on behind it, which the decoded pieces lack in some vocabularies.
+
+    Where tokens end words and hold no space themselves (GPT-1), decoding joins words with spaces, but neither of two
+    texts that are decoded apart has the space between them.
+
+    Args:
+        tokenizer: Any tokenizer with `decode`.
+        ids: Ids of the text in front; the last one tells.
+    """
+    once, twice = (tokenizer.decode([*ids[-1:]] * times, clean_up_tokenization_spaces=False) for times in (1, 2))
+    return " " if once and twice == f"{once} {once}" else ""
 
 
 def check_error_mode(errors: str) -> str:
