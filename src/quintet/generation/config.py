@@ -142,12 +142,16 @@ class GenerationConfig:
         for name, option in OPTIONS.items():
             option.validate(getattr(self, name))
 
-    def without_effect(self) -> dict[str, str]:
-        """Return the set options that change nothing beside the others, each with a sentence that says why."""
+    def without_effect(self, *, has_draft: bool = False) -> dict[str, str]:
+        """Return the set options that change nothing beside the others, each with a sentence that says why.
+
+        Args:
+            has_draft: Whether the call has an `assistant_model`.
+        """
         on = {
             SAMPLING: self.do_sample is True,
             BEAMS: (self.num_beams or 1) > 1,
-            DRAFT: self.is_assistant is True,
+            DRAFT: has_draft or self.is_assistant is True,
             RECORD: self.return_dict_in_generate is True,
             "prompt_lookup_num_tokens": self.prompt_lookup_num_tokens is not None,
         }

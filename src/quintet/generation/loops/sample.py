@@ -9,13 +9,15 @@ import torch
 
 from quintet.errors import GenerationError
 from quintet.generation.buffer import ColumnBuffer
+from quintet.generation.call import Call
 from quintet.generation.loops.column import Column
 from quintet.generation.processors import LogitsProcessorList
+from quintet.generation.run import ColumnRun
 from quintet.generation.sampling import greedy, sample
 from quintet.generation.state import DecodeState
 from quintet.generation.stopping import StopRules
 
-__all__ = ["SampleOptions", "sample_loop"]
+__all__ = ["SampleOptions", "sample_loop", "start"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,21 @@ class SampleOptions:
     keep_scores: bool = False
     keep_logits: bool = False
     own_ids: bool = False
+
+
+def start(call: Call) -> ColumnRun:
+    """Return the loop of a call."""
+    state, sequences, rules = call.begin(), call.sequences(), call.rules()
+    options = SampleOptions(
+        do_sample=call.config.do_sample,
+        generator=call.arguments.generator,
+        pad_token_id=call.special.pad if rules.pads_rows else None,
+        num_return_sequences=call.copies,
+        keep_scores=call.keep_scores,
+        keep_logits=call.keep_logits,
+        own_ids=call.own_code,
+    )
+    return ColumnRun(call, state, sequences, sample_loop(state, sequences, call.processors, rules, options))
 
 
 def sample_loop(

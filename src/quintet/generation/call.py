@@ -1,0 +1,186 @@
+"""One call of `generate`, resolved: everything that can be wrong with it is found here, before the model runs.
+
+Letters: B rows of the prompt, S tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from quintet.errors import GenerationError
+from quintet.generation.buffer import ColumnBuffer
+from quintet.generation.chain import build_criteria, build_processors, check_callables
+from quintet.generation.config import GenerationConfig
+from quintet.generation.options import OPTIONS
+from quintet.generation.processors import LogitsProcessorList
+from quintet.generation.prompt import check_model_kwargs, pick_inputs, prepare_prompt
+from quintet.generation.resolve import (
+    Lengths,
+    SpecialTokens,
+    resolve_config,
+    resolve_lengths,
+    resolve_special_tokens,
+)
+from quintet.generation.state import DecodeState, GenerativeModel, Prompt
+from quintet.generation.stopping import StoppingCriteriaList, StopRules
+
+__all__ = ["Arguments", "Call", "Callables", "resolve_call"]
+
+Callables = Sequence[Callable[..., Any]] | None
+
+COLLECTED = ("attentions", "hidden_states")
+
+
+@dataclass
+class Arguments:
+    """What the caller gave beside options and prompt; see `GenerationMixin.generate`."""
+
+    logits_processor: Callables = None
+    stopping_criteria: Callables = None
+    tokenizer: Any = None
+    generator: torch.Generator | None = None
+    assistant_model: Any = None
+    assistant_tokenizer: Any = None
+
+
+@dataclass
+class Call:
+    """A checked call, from which a strategy makes its loop.
+
+    Args:
+        model: The model.
+        config: Options in force; none of those that have a default is None.
+        explicit: Names of the options that the caller set.
+        arguments: What else the caller gave.
+        prompt: What is continued.
+        special: Special tokens in force.
+        lengths: Limits in tokens.
+        processors: Applied to the scores, in order; made for `copies` rows of each prompt.
+        criteria: When rows end.
+        use_cache: Keep keys and values.
+    """
+
+    model: GenerativeModel
+    config: GenerationConfig
+    explicit: set[str]
+    arguments: Arguments
+    prompt: Prompt
+    special: SpecialTokens
+    lengths: Lengths
+    processors: LogitsProcessorList
+    criteria: StoppingCriteriaList
+    use_cache: bool = True
+    collect: tuple[str, ...] = field(default=())
+
+    @property
+    def rows(self) -> int:
+        """B: prompts."""
+        return self.prompt.ids.shape[0]
+
+    @property
+    def copies(self) -> int:
+        """Rows that each prompt has while decoding: its beams, or its returned sequences."""
+        return _copies(self.config)
+
+    @property
+    def keep_scores(self) -> bool:
+        """Whether the result shows the processed scores."""
+        return bool(self.config.return_dict_in_generate and self.config.output_scores)
+
+    @property
+    def keep_logits(self) -> bool:
+        """Whether the result shows the model's scores."""
+        return bool(self.config.return_dict_in_generate and self.config.output_logits)
+
+    @property
+    def own_code(self) -> bool:
+        """Whether processors or criteria of the caller look at the tokens."""
+        return bool(self.arguments.logits_processor or self.arguments.stopping_criteria)
+
+    def begin(self) -> DecodeState:
+        """Return the model before it reads the prompt."""
+        return DecodeState(
+            self.model, self.prompt, room=self.lengths.new, use_cache=self.use_cache, collect=self.collect
+        )
+
+    def sequences(self) -> ColumnBuffer:
+        """Return the prompt's tokens, one row for each copy, with room for the new ones."""
+        buffer = ColumnBuffer(self.prompt.ids, self.lengths.new)
+        buffer.repeat(self.copies)
+        return buffer
+
+    def rules(self) -> StopRules:
+        """Return the criteria, compiled for the rows of `sequences()`."""
+        return StopRules(self.criteria, self.rows * self.copies, self.prompt.ids.shape[1])
+
+
+def resolve_call(
+    model: GenerativeModel,
+    inputs: torch.Tensor | None,
+    given: GenerationConfig | None,
+    arguments: Arguments,
+    kwargs: dict[str, Any],
+) -> Call:
+    """Check a call of `generate` and return what it asks for.
+
+    Raises:
+        GenerationError: an option is unknown, out of range or contradictory.
+        InputError: the prompt, its mask or its cache do not fit.
+    """
+    options = {name: kwargs.pop(name) for name in list(kwargs) if name in OPTIONS}
+    input_ids = kwargs.pop("input_ids", None)
+    model_kwargs = check_model_kwargs(model, kwargs)
+    of_model = model.generation_config
+    config, explicit = resolve_config(of_model, given, options, has_draft=arguments.assistant_model is not None)
+    processors = check_callables("logits_processor", arguments.logits_processor)
+    criteria = check_callables("stopping_criteria", arguments.stopping_criteria)
+
+    ids, embeds = pick_inputs(model, inputs, model_kwargs, config.bos_token_id, input_ids)
+    special = resolve_special_tokens(
+        config,
+        rows=ids.shape[0],
+        has_mask="attention_mask" in model_kwargs,
+        vocabulary=getattr(model.config, "vocab_size", None),
+    )
+    prompt = prepare_prompt(model, ids, embeds, model_kwargs, special)
+    use_cache = _use_cache(config, prompt.embeds is not None, prompt.cache is not None)
+    default_length = options.get("max_length") is None and all(
+        one is None or one.max_length is None for one in (given, of_model)
+    )
+    lengths = resolve_lengths(config, explicit, prompt, limit=model._position_limit(), default_length=default_length)
+    copies = _copies(config)
+    if copies > 1 and prompt.cache is not None:
+        prompt.cache = copy.deepcopy(prompt.cache)  # its rows get repeated, and the caller's must not
+    return Call(
+        model,
+        config,
+        explicit,
+        arguments,
+        prompt,
+        special,
+        lengths,
+        build_processors(config, processors, prompt, lengths, special, copies),
+        build_criteria(config, criteria, lengths, special, arguments.tokenizer),
+        use_cache,
+        tuple(name for name in COLLECTED if config.return_dict_in_generate and getattr(config, f"output_{name}")),
+    )
+
+
+def _copies(config: GenerationConfig) -> int:
+    return max(config.num_beams, config.num_return_sequences)
+
+
+def _use_cache(config: GenerationConfig, has_embeds: bool, has_cache: bool) -> bool:
+    if config.use_cache:
+        return True
+    if has_cache:
+        raise GenerationError(
+            "past_key_values is given and use_cache is False, which contradict. Leave out one of them."
+        )
+    # Embeddings have no tokens to read again, so they are read once, as in the reference; the result is the same.
+    return has_embeds
