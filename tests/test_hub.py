@@ -248,6 +248,18 @@ def test_an_index_without_its_shards_is_not_enough(online: FakeHub, cache: Path)
     assert hub.resolve_folder("a/b", files=files, local_files_only=True) == folder
 
 
+@pytest.mark.parametrize("subfolder", ["", "part"])
+def test_chat_templates_in_their_folder_are_downloaded(online: FakeHub, subfolder: str) -> None:
+    prefix = f"{subfolder}/" if subfolder else ""
+    names = ["tokenizer.json", "chat_template.jinja", "additional_chat_templates/rag.jinja"]
+    online.files = {prefix + name: name for name in [*names, "additional_chat_templates/x.bin", "other/y.jinja"]}
+    folder = hub.resolve_folder("a/b", files=["tokenizer.json"], subfolder=subfolder)
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert {*names} <= found and "additional_chat_templates/x.bin" not in found
+    assert subfolder or "other/y.jinja" not in found
+    assert len(online.calls) == 2
+
+
 def test_links_without_a_blob_do_not_count(cache: Path) -> None:
     snapshot = put_in_cache(cache, "a/b", {"config.json": "{}"})
     (snapshot / "config.json").resolve().unlink()

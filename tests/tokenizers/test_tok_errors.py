@@ -317,6 +317,29 @@ def test_chat_template_files(small_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").write_bytes(b"x" * (2**20 + 1))
     with pytest.raises(TokenizerError, match="larger than 1,048,576 bytes, which no chat template is"):
         AutoTokenizer.from_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").write_bytes(b"x")
+    several = tmp_path / "additional_chat_templates"
+    several.mkdir()
+    (several / "rag.jinja").write_bytes(b"{{ '\xff' }}")
+    with pytest.raises(TokenizerError, match=r"rag.jinja' is not UTF-8 text \(byte 4\)"):
+        AutoTokenizer.from_pretrained(tmp_path)
+    (several / "rag.jinja").unlink()
+    (several / "rag.jinja").symlink_to(small_dir / "tokenizer.json")
+    with pytest.raises(TokenizerError, match="cannot be called 'rag': .* is a link that leads out of the folder"):
+        AutoTokenizer.from_pretrained(tmp_path)
+    (several / "rag.jinja").unlink()
+    for number in range(101):
+        (several / f"{number}.jinja").touch()
+    with pytest.raises(TokenizerError, match="holds 101 chat templates, more than the 100 that are read"):
+        AutoTokenizer.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../out", "a/b", "x\0", "C:x", "x" * 300])
+def test_names_of_templates_that_are_no_file_names(name: str, small: Any, tmp_path: Path) -> None:
+    small.chat_template = {"default": "x", name: "y"}
+    with pytest.raises(TokenizerError, match="A chat template cannot be called .* is refused"):
+        small.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_error_can_be_caught_as_usual() -> None:

@@ -55,6 +55,43 @@ def test_everything_comes_back(make_small: Make, tmp_path: Path) -> None:
     assert config_of(tmp_path / "again") == config_of(tmp_path / "new" / "folder")
 
 
+NAMED = {"default": "{{ messages }}", "rag": "{{ documents }}", "tool_use": "{{ tools }} \u00e9\n"}
+
+
+@pytest.mark.parametrize("templates", [NAMED, {"rag": "{{ documents }}"}, {"default": "d"}, "one", None])
+@pytest.mark.parametrize("files", [True, False])
+def test_named_chat_templates_are_files_as_the_reference_has_them(
+    templates: Any, files: bool, small: GPT2TokenizerFast, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    small.chat_template = templates
+    paths = small.save_pretrained(ours, save_jinja_files=files)
+    reference = transformers.GPT2TokenizerFast.from_pretrained(ours)
+    several = templates != {"default": "d"}  # the only template has no name any more when it comes from a file
+    assert reference.chat_template == (templates if several or not files else "d")
+    assert AutoTokenizer.from_pretrained(ours).chat_template == reference.chat_template
+    reference.chat_template = templates
+    reference.save_pretrained(theirs, save_jinja_files=files)
+    assert AutoTokenizer.from_pretrained(theirs).chat_template == (templates if several or not files else "d")
+    mine, its = ({str(p.relative_to(d)): p.read_text("utf-8") for p in d.rglob("*.jinja")} for d in (ours, theirs))
+    assert mine == its and {*mine} <= {str(Path(path).relative_to(ours)) for path in paths}
+    assert ("chat_template" in config_of(ours)) == (templates is not None and not files)
+
+
+def test_templates_of_another_tokenizer_do_not_come_back(small: GPT2TokenizerFast, tmp_path: Path) -> None:
+    small.chat_template = NAMED
+    small.save_pretrained(tmp_path)
+    (tmp_path / "additional_chat_templates" / "notes.txt").write_text("kept")
+    small.chat_template = {"rag": "new"}
+    small.save_pretrained(tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path).chat_template == {"rag": "new"}
+    small.chat_template = "one"
+    small.save_pretrained(tmp_path, save_jinja_files=False)
+    assert AutoTokenizer.from_pretrained(tmp_path).chat_template == "one"
+    assert [path.name for path in (tmp_path / "additional_chat_templates").iterdir()] == ["notes.txt"]
+
+
 def test_changes_after_loading_are_saved(small: GPT2TokenizerFast, tmp_path: Path) -> None:
     small.pad_token = small.eos_token
     small.unk_token = None

@@ -183,8 +183,9 @@ class StagedFiles:
         self._pending.clear()
 
     def path(self, name: str) -> Path:
-        """Register `name` and return the temporary path, in the same folder, to write its contents to."""
-        temporary = self.folder / f".{name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+        """Register `name` and return the temporary path, in the folder it will be in, to write its contents to."""
+        final = self.folder / name
+        temporary = final.with_name(f".{final.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
         self._pending[name] = temporary
         return temporary
 

@@ -226,6 +226,9 @@ def _download(
     if shards:
         wanted = [prefix + shard for shard in shards]
         folder = _snapshot_download(name, revision, cache, token, wanted, prefix, force)
+    if (folder / prefix / "chat_template.jinja").is_file():  # there may be others, in a folder
+        templates = f"{prefix}additional_chat_templates/"
+        folder = _snapshot_download(name, revision, cache, token, [f"{templates}*.jinja"], templates, force)
     return folder
 
 

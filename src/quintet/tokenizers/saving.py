@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -14,12 +14,11 @@ from quintet.errors import TokenizerError
 from quintet.hub import StagedFiles, read_json, resolve_folder
 from quintet.tokenizers.options import LARGE_INTEGER, check_known
 from quintet.tokenizers.special import SpecialTokens
+from quintet.tokenizers.template_files import read_templates, stale_templates, template_texts
 
 __all__ = ["Saving", "clean_init", "read_tokenizer_config"]
 
 CONFIG_FILE = "tokenizer_config.json"
-TEMPLATE_FILE = "chat_template.jinja"
-TEMPLATE_LIMIT = 1024 * 1024
 # Keys that would name code, and keys that describe the file and not the tokenizer: never kept, never written.
 _DROPPED = ("auto_map", "trust_remote_code", "custom_pipelines", "tokenizer_class", "backend", "files_loaded")
 _DROPPED_FILES = ("tokenizer_file", "vocab_file", "merges_file", "special_tokens_map_file", "is_local")
@@ -103,9 +102,9 @@ class Saving(SpecialTokens):
         )
         init = clean_init(read_tokenizer_config(folder))
         init.update(_legacy_special_tokens(folder, init))
-        template = _read_template(folder)
-        if template is not None:
-            init["chat_template"] = template
+        templates = read_templates(folder)
+        if templates is not None:
+            init["chat_template"] = templates
         init.update(kwargs)
         tokenizer = cls(**cls._find_files(folder), **cls._adapt_init(folder, init))
         tokenizer.name_or_path = str(pretrained_model_name_or_path)
@@ -178,26 +177,29 @@ class Saving(SpecialTokens):
             save_directory: A folder, made if it is not there.
             legacy_format: True: also write the files from before tokenizer.json (`vocab.json`, `merges.txt`).
             filename_prefix: Put before each file's name, with a "-".
-            **kwargs: `save_jinja_files=False` keeps the chat template inside tokenizer_config.json.
+            **kwargs: `save_jinja_files=False` keeps the chat templates inside tokenizer_config.json; else they are
+                files, and such files of another tokenizer in the folder are removed.
 
         Returns:
             The paths written.
 
         Raises:
-            TokenizerError: `save_directory` is a file.
+            TokenizerError: `save_directory` is a file, or a chat template has a name that no file can have.
         """
         check_known("save_pretrained", kwargs, ("save_jinja_files",))
         folder = _make_folder(save_directory)
         prefix = f"{filename_prefix}-" if filename_prefix else ""
         config = self._config_to_save()
         texts = {"tokenizer.json": self._engine_json()}
-        if isinstance(self.chat_template, str) and kwargs.get("save_jinja_files", True):
-            texts[TEMPLATE_FILE] = self.chat_template
+        templates = {}
+        if kwargs.get("save_jinja_files", True):
+            templates = template_texts(self.chat_template, folder)
             config.pop("chat_template", None)
+        texts.update(templates)
         if legacy_format:
             texts.update(self._vocabulary_files())
         texts[CONFIG_FILE] = json.dumps(config, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
-        return _write(folder, prefix, texts)
+        return _write(folder, prefix, texts, stale_templates(folder, prefix, templates))
 
     def save_vocabulary(
         self, save_directory: str | os.PathLike[str], filename_prefix: str | None = None
@@ -245,7 +247,7 @@ class Saving(SpecialTokens):
             if name in config:
                 config[name] = getattr(self, name)
         config["clean_up_tokenization_spaces"] = self.clean_up_tokenization_spaces
-        # Several templates are kept as the list that published files have.
+        # Inside this file, several templates are the list that published files have.
         several = self.chat_template if isinstance(self.chat_template, Mapping) else None
         config["chat_template"] = (
             self.chat_template if several is None else [{"name": k, "template": v} for k, v in several.items()]
@@ -268,13 +270,14 @@ class Saving(SpecialTokens):
     _kept_as_null: ClassVar[tuple[str, ...]] = ()
 
 
-def _write(folder: Path, prefix: str, texts: Mapping[str, str]) -> tuple[str, ...]:
+def _write(folder: Path, prefix: str, texts: Mapping[str, str], remove: Iterable[str] = ()) -> tuple[str, ...]:
     if any(char in prefix for char in "/\\\0"):
         raise TokenizerError(f"filename_prefix {prefix[:-1]!r} holds a folder separator; give a plain name.")
     with StagedFiles(folder) as staged:
         for name, text in texts.items():
+            (folder / (prefix + name)).parent.mkdir(exist_ok=True)
             staged.write_text(prefix + name, text)
-        staged.commit()
+        staged.commit(remove=remove)
     return tuple(str(folder / (prefix + name)) for name in texts)
 
 
@@ -324,16 +327,3 @@ def _legacy_special_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str,
         tokens = read_json(added, error=TokenizerError)
         found["added_tokens_decoder"] = {str(index): {"content": token} for token, index in tokens.items()}
     return {key: value for key, value in found.items() if key not in config}
-
-
-def _read_template(folder: Path) -> str | None:
-    path = folder / TEMPLATE_FILE
-    if not path.is_file():
-        return None
-    data = path.read_bytes()[: TEMPLATE_LIMIT + 1]
-    if len(data) > TEMPLATE_LIMIT:
-        raise TokenizerError(f"'{path}' is larger than {TEMPLATE_LIMIT:,} bytes, which no chat template is.")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as cause:
-        raise TokenizerError(f"'{path}' is not UTF-8 text (byte {cause.start}). Get the file again.") from cause
