@@ -1,0 +1,80 @@
+// What a level of instructions offers: plain functions over raw pointers, without threads, by ranges of outputs.
+//
+// Letters: rows R of x, 1 to 8; inputs and outputs of a weight; groups G of 32 inputs; k experts of inner width F.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace quintet {
+
+enum Type : int { FP32 = 0, BF16 = 1, FP16 = 2 };
+
+constexpr int MOST_ROWS = 8;
+constexpr int64_t GROUP = 32;        // numbers that share a scale in MXFP4
+constexpr int64_t GROUP_BYTES = 16;  // two numbers in a byte, the first in its low half
+
+// out = x @ weight.T + bias. Everything but the sums is of `type`.
+struct Matvec {
+    int type;
+    int64_t rows, inputs, outputs;
+    const void* weight;     // (outputs, inputs), rows `weight_stride` elements apart
+    int64_t weight_stride;
+    const void* x;          // (rows, inputs), rows `x_stride` elements apart
+    int64_t x_stride;
+    const void* bias;       // (outputs,) or null
+    void* out;              // (rows, outputs), contiguous
+    void* prepared;         // what `prepare` made of x
+};
+
+// The same with a weight in MXFP4: blocks (outputs, G, 16) and scales (outputs, G), both contiguous.
+struct Packed {
+    int type;
+    int64_t rows, groups, outputs;
+    const uint8_t* blocks;
+    const uint8_t* scales;
+    const void* x;          // (rows, 32 G)
+    int64_t x_stride;
+    const void* bias;
+    void* out;
+    void* prepared;
+};
+
+// One row through k experts: gate and up (E, 2F, ...), clamped SwiGLU, down (E, D, ...), sum of weights * results.
+struct Experts {
+    int type;
+    int64_t chosen, hidden, inner;  // k, D, F: multiples of 32
+    const uint8_t *gate_up_blocks, *gate_up_scales;
+    const void* gate_up_bias;       // (E, 2F)
+    const uint8_t *down_blocks, *down_scales;
+    const void* down_bias;          // (E, D)
+    const int64_t* indices;         // (k,), checked, in the order of the sum
+    const float* weights;           // (k,)
+    const void* x;                  // (D,)
+    void* out;                      // (D,)
+    float alpha, limit;
+    void* prepared;                 // of x
+    float* values;                  // (k, F), what the SwiGLU said
+    void* prepared_values;          // of values, `prepared_bytes` apart
+};
+
+struct Level {
+    const char* name;
+    // Bytes that one row of `inputs` takes when prepared, a multiple of 64.
+    size_t (*matvec_bytes)(int type, int64_t inputs);
+    void (*matvec_prepare)(const Matvec&);
+    void (*matvec)(const Matvec&, int64_t begin, int64_t end);
+    size_t (*packed_bytes)(int type, int64_t groups);
+    void (*packed_prepare)(const Packed&);
+    void (*packed)(const Packed&, int64_t begin, int64_t end);
+    void (*experts_prepare)(const Experts&);
+    void (*experts_inner)(const Experts&, int64_t begin, int64_t end);  // of k * F
+    void (*experts_between)(const Experts&);
+    void (*experts_outer)(const Experts&, int64_t begin, int64_t end);  // of D
+};
+
+extern const Level portable_level;
+extern const Level avx2_level;
+extern const Level avx512_level;
+
+}  // namespace quintet

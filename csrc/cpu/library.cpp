@@ -1,0 +1,218 @@
+// The functions that Python calls (ctypes), the choice of the level, and threads.
+//
+// Threads are those of the OpenMP runtime that the process has loaded, which is torch's: its entry is looked up and not
+// linked, so that there is never a second pool. Sizes of buffers are checked by the caller, who knows them; what is
+// checked here are numbers that would make loops run wild.
+#include <dlfcn.h>
+#include <pthread.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+
+#include "kernels.h"
+
+#if defined(__linux__)
+#include <link.h>
+#endif
+
+namespace quintet {
+namespace {
+
+const Level* level = nullptr;
+
+// ---- threads -----------------------------------------------------------------------------------------------------
+
+using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+Parallel parallel = nullptr;
+char runtime[512] = "";
+std::atomic<bool> forked{false};
+
+#if defined(__linux__)
+int find_runtime(dl_phdr_info* info, size_t, void*) {
+    const char* path = info->dlpi_name;
+    const char* name = path ? std::strrchr(path, '/') : nullptr;
+    name = name ? name + 1 : path;
+    if (!name || (std::strncmp(name, "libgomp", 7) && std::strncmp(name, "libiomp", 7) && std::strncmp(name, "libomp", 6)))
+        return 0;
+    void* library = dlopen(path, RTLD_LAZY | RTLD_NOLOAD);
+    parallel = library ? reinterpret_cast<Parallel>(dlsym(library, "GOMP_parallel")) : nullptr;
+    if (!parallel) return 0;
+    std::strncpy(runtime, path, sizeof runtime - 1);
+    return 1;
+}
+#endif
+
+void find_threads() {
+#if defined(__linux__)
+    dl_iterate_phdr(find_runtime, nullptr);
+#endif
+    // The pool's threads do not live on in a child of fork, and a runtime that waits for them waits for ever.
+    pthread_atfork(nullptr, nullptr, [] { forked.store(true); });
+}
+
+using Work = void (*)(const void*, int64_t, int64_t);
+
+struct Job {
+    Work work;
+    const void* arguments;
+    int64_t total, chunk;
+    std::atomic<int64_t> next;
+};
+
+void run_job(void* data) {
+    Job& job = *static_cast<Job*>(data);
+    for (;;) {
+        const int64_t begin = job.next.fetch_add(job.chunk, std::memory_order_relaxed);
+        if (begin >= job.total) return;
+        job.work(job.arguments, begin, begin + job.chunk < job.total ? begin + job.chunk : job.total);
+    }
+}
+
+// Whoever is free takes the next piece: on a busy machine no thread waits for another that was put aside.
+constexpr int64_t PIECE = 65536;      // bytes of a weight
+constexpr int64_t WORTH = 2 * PIECE;  // below it, waking threads costs more than they save
+
+void share(Work work, const void* arguments, int64_t total, int64_t bytes_each, int64_t threads) {
+    int64_t chunk = PIECE / (bytes_each > 0 ? bytes_each : 1);
+    chunk = chunk < 4 ? 4 : chunk / 4 * 4;
+    if (threads > 1 && total / threads < chunk) chunk = (total / threads + 4) / 4 * 4;
+    if (threads <= 1 || !parallel || forked.load(std::memory_order_relaxed) || total * bytes_each < WORTH) {
+        if (total > 0) work(arguments, 0, total);
+        return;
+    }
+    const int64_t pieces = (total + chunk - 1) / chunk;
+    Job job{work, arguments, total, chunk, {0}};
+    parallel(run_job, &job, unsigned(threads < pieces ? threads : pieces), 0);
+}
+
+// Memory for what x is prepared as: kept for the next call of the same thread.
+struct Scratch {
+    char* memory = nullptr;
+    size_t size = 0;
+    ~Scratch() { std::free(memory); }
+    char* get(size_t wanted) {
+        if (wanted > size) {
+            std::free(memory);
+            size = (wanted + 4095) / 4096 * 4096;
+            memory = static_cast<char*>(std::aligned_alloc(64, size));
+            if (!memory) size = 0;
+        }
+        return memory;
+    }
+};
+thread_local Scratch scratch;
+
+size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+const Level* find_level(const char* name) {
+#if defined(QUINTET_X86)
+    if (!std::strcmp(name, "avx512")) return &avx512_level;
+    if (!std::strcmp(name, "avx2")) return &avx2_level;
+#endif
+    return !std::strcmp(name, "portable") ? &portable_level : nullptr;
+}
+
+bool has_level(const char* name) {
+#if defined(QUINTET_X86)
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    if (!std::strcmp(name, "avx2")) return avx2;
+    if (!std::strcmp(name, "avx512"))
+        return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+               __builtin_cpu_supports("avx512bf16");
+#endif
+    return find_level(name) != nullptr;
+}
+
+int64_t element_bytes(int type) { return type == FP32 ? 4 : 2; }
+
+constexpr int64_t MOST = int64_t(1) << 40;  // of any size: products of two stay in range
+
+bool sane(int type, int64_t rows, int64_t inputs, int64_t outputs) {
+    return level && type >= FP32 && type <= FP16 && rows >= 1 && rows <= MOST_ROWS && inputs >= 1 && inputs < MOST &&
+           outputs >= 0 && outputs < MOST;
+}
+
+}  // namespace
+}  // namespace quintet
+
+using namespace quintet;
+
+extern "C" {
+
+enum Result : int { DONE = 0, BAD_SIZE = 1, NO_MEMORY = 2, BAD_EXPERT = 3 };
+
+// Changes with every change of the functions below; the loader compares it with what it was written for.
+int quintet_version() { return 1; }
+
+// 1: this CPU has the level; 0: it lacks it; -1: there is none of that name in this build.
+int quintet_has(const char* name) { return find_level(name) ? has_level(name) : -1; }
+
+int quintet_choose(const char* name) {
+    static std::atomic<bool> once{false};
+    if (!once.exchange(true)) find_threads();
+    if (!find_level(name) || !has_level(name)) return BAD_SIZE;
+    level = find_level(name);
+    return DONE;
+}
+
+// Path of the OpenMP runtime whose threads are used, empty for none.
+const char* quintet_runtime() { return runtime; }
+
+int quintet_matvec(int type, int64_t rows, int64_t inputs, int64_t outputs, const void* weight, int64_t weight_stride,
+                   const void* x, int64_t x_stride, const void* bias, void* out, int64_t threads) {
+    if (!sane(type, rows, inputs, outputs) || weight_stride < 0 || x_stride < 0) return BAD_SIZE;
+    Matvec m{type, rows, inputs, outputs, weight, weight_stride, x, x_stride, bias, out, nullptr};
+    m.prepared = scratch.get(level->matvec_bytes(type, inputs) * size_t(rows));
+    if (!m.prepared) return NO_MEMORY;
+    level->matvec_prepare(m);
+    share([](const void* a, int64_t begin, int64_t end) { level->matvec(*static_cast<const Matvec*>(a), begin, end); },
+          &m, outputs, inputs * element_bytes(type), threads);
+    return DONE;
+}
+
+int quintet_mxfp4_matvec(int type, int64_t rows, int64_t groups, int64_t outputs, const uint8_t* blocks,
+                         const uint8_t* scales, const void* x, int64_t x_stride, const void* bias, void* out,
+                         int64_t threads) {
+    if (!sane(type, rows, groups, outputs) || x_stride < 0) return BAD_SIZE;
+    Packed m{type, rows, groups, outputs, blocks, scales, x, x_stride, bias, out, nullptr};
+    m.prepared = scratch.get(level->packed_bytes(type, groups) * size_t(rows));
+    if (!m.prepared) return NO_MEMORY;
+    level->packed_prepare(m);
+    share([](const void* a, int64_t begin, int64_t end) { level->packed(*static_cast<const Packed*>(a), begin, end); },
+          &m, outputs, groups * (GROUP_BYTES + 1), threads);
+    return DONE;
+}
+
+// One row; `indices` and `weights` in the order of the sum.
+int quintet_mxfp4_experts(int type, int64_t experts, int64_t chosen, int64_t hidden, int64_t inner,
+                          const uint8_t* gate_up_blocks, const uint8_t* gate_up_scales, const void* gate_up_bias,
+                          const uint8_t* down_blocks, const uint8_t* down_scales, const void* down_bias,
+                          const int64_t* indices, const float* weights, const void* x, void* out, float alpha,
+                          float limit, int64_t threads) {
+    if (!sane(type, 1, hidden, inner) || inner < 1 || hidden % GROUP || inner % GROUP || chosen < 0 || chosen > 4096)
+        return BAD_SIZE;
+    for (int64_t i = 0; i < chosen; ++i)
+        if (indices[i] < 0 || indices[i] >= experts) return BAD_EXPERT;
+    Experts m{type,        chosen,      hidden,    inner,   gate_up_blocks, gate_up_scales, gate_up_bias,
+              down_blocks, down_scales, down_bias, indices, weights,        x,              out,
+              alpha,       limit,       nullptr,   nullptr, nullptr};
+    const size_t of_x = aligned(level->packed_bytes(type, hidden / GROUP));
+    const size_t of_values = aligned(size_t(chosen * inner) * sizeof(float));
+    char* memory = scratch.get(of_x + of_values + level->packed_bytes(type, inner / GROUP) * size_t(chosen));
+    if (!memory) return NO_MEMORY;
+    m.prepared = memory;
+    m.values = reinterpret_cast<float*>(memory + of_x);
+    m.prepared_values = memory + of_x + of_values;
+    level->experts_prepare(m);
+    share([](const void* a, int64_t begin, int64_t end) { level->experts_inner(*static_cast<const Experts*>(a), begin, end); },
+          &m, chosen * inner, 2 * (hidden / GROUP) * (GROUP_BYTES + 1), threads);
+    level->experts_between(m);
+    share([](const void* a, int64_t begin, int64_t end) { level->experts_outer(*static_cast<const Experts*>(a), begin, end); },
+          &m, hidden, chosen * (inner / GROUP) * (GROUP_BYTES + 1), threads);
+    return DONE;
+}
+
+}  // extern "C"

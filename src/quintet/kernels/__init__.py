@@ -1,0 +1,4 @@
+"""Operations that have a native way on a CPU: schema, readable reference, fake for compilers, and the native call.
+
+`loader.py` finds the shared object and chooses the instructions; every other file is one group of operations.
+"""

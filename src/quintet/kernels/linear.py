@@ -1,0 +1,100 @@
+"""A weight times few rows: `quintet::matvec`.
+
+As fast as the weight can be read from memory. Products are added up in float32 (of bfloat16, by the CPU's dot
+instructions where it has them), and the result is rounded once.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from quintet.errors import InputError
+from quintet.kernels.loader import MOST_ROWS, check, library
+
+__all__ = ["TYPES", "matvec", "matvec_reference", "native_matvec"]
+
+# Types that the native kernels know, by the number that they know them by.
+TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+def native_matvec(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor | None:
+    """Return `x @ weight.T + bias` by the native kernel, or None where it does not take it.
+
+    For inference: no gradient flows, and no dispatcher is asked.
+
+    Args:
+        x: (..., in) of 1 to 8 rows.
+        weight: (out, in), its rows in one piece each.
+        bias: (out,) or None.
+
+    Returns:
+        (..., out), or None: other types, devices, orders in memory or numbers of rows; or there are no native kernels.
+    """
+    kind = TYPES.get(x.dtype)
+    native = library()
+    if native is None or kind is None or weight.dtype != x.dtype or x.dim() == 0 or weight.dim() != 2:
+        return None
+    outputs, inputs = weight.shape
+    stride, step = weight.stride()
+    rows = x.numel() // inputs if inputs else 0
+    if not 1 <= rows <= MOST_ROWS or step != 1 or x.shape[-1] != inputs or not x.is_cpu or not weight.is_cpu:
+        return None
+    added = None
+    if bias is not None:
+        if bias.dtype != x.dtype or bias.shape != (outputs,) or not bias.is_cpu:
+            return None
+        bias = bias.contiguous()
+        added = bias.data_ptr()
+    x = x.contiguous()
+    out = torch.empty((*x.shape[:-1], outputs), dtype=x.dtype)
+    check(
+        native.quintet_matvec(
+            *(kind, rows, inputs, outputs, weight.data_ptr(), stride, x.data_ptr(), inputs),
+            *(added, out.data_ptr(), torch.get_num_threads()),
+        )
+    )
+    return out
+
+
+def matvec_reference(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """The same in plain PyTorch: sums in float32 (float64 for float64), rounded once."""
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    out = F.linear(x.to(wide), weight.to(wide), None if bias is None else bias.to(wide))
+    return out.to(x.dtype)
+
+
+def _check(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    if weight.dim() != 2 or x.dim() == 0 or x.shape[-1] != weight.shape[1]:
+        raise InputError(
+            f"matvec: x of shape {list(x.shape)} and a weight of shape {list(weight.shape)} do not fit: "
+            "the weight must be (out, in) and x (..., in)."
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise InputError(f"matvec: a bias of shape {list(bias.shape)} for {weight.shape[0]} outputs. Pass one number each.")
+
+
+@torch.library.custom_op("quintet::matvec", mutates_args=())
+def matvec(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Return `x @ weight.T + bias`, natively for few rows on a CPU.
+
+    Args:
+        x: (..., in).
+        weight: (out, in).
+        bias: (out,) or None.
+
+    Returns:
+        (..., out).
+
+    Raises:
+        InputError: shapes that do not belong together.
+    """
+    _check(x, weight, bias)
+    out = native_matvec(x, weight, bias)
+    return matvec_reference(x, weight, bias) if out is None else out
+
+
+@matvec.register_fake
+def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    _check(x, weight, bias)
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))

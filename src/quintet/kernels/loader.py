@@ -1,0 +1,119 @@
+"""The shared object with the native kernels: where it is, what it may use, and why it is not used.
+
+QUINTET_NATIVE=0 forces plain PyTorch. QUINTET_ISA=avx512|avx2|portable chooses the instructions; otherwise the best
+that the CPU has are taken. Both are read once, when the first kernel is wanted.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from quintet.errors import ConfigError
+
+__all__ = ["LEVELS", "NATIVE_OPS", "Status", "check", "library", "status"]
+
+# Sets of instructions, the best first.
+LEVELS = ("avx512", "avx2", "portable")
+# Operations that the shared object has.
+NATIVE_OPS = ("matvec", "mxfp4_matvec", "mxfp4_experts")
+# What the functions of the shared object must say they are; another one is of another version of quintet.
+VERSION = 1
+PATH = Path(__file__).parent / "_cpu.so"
+# A row times a weight: more rows than this are a matrix product.
+MOST_ROWS = 8
+
+_int, _size, _pointer, _float = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
+_SIGNATURES = {
+    "quintet_matvec": [_int, *[_size] * 3, _pointer, _size, _pointer, _size, _pointer, _pointer, _size],
+    "quintet_mxfp4_matvec": [_int, *[_size] * 3, *[_pointer] * 3, _size, _pointer, _pointer, _size],
+    "quintet_mxfp4_experts": [_int, *[_size] * 4, *[_pointer] * 10, _float, _float, _size],
+}
+
+
+@dataclass(frozen=True)
+class Status:
+    """What the kernels run on.
+
+    Attributes:
+        native: Whether there are native kernels.
+        level: Their instructions, None without them.
+        threads: The library whose threads they run on, None for one thread.
+        reason: Why there are none, or what was chosen by whom.
+    """
+
+    native: bool
+    level: str | None
+    threads: str | None
+    reason: str
+
+
+@lru_cache(maxsize=1)
+def _loaded() -> tuple[ctypes.CDLL | None, Status]:
+    wanted = os.environ.get("QUINTET_ISA") or None
+    if wanted is not None and wanted not in LEVELS:
+        raise ConfigError(f"QUINTET_ISA={wanted!r} is not one of {', '.join(LEVELS)}. Set one of these, or unset it.")
+    switch = os.environ.get("QUINTET_NATIVE") or "1"
+    if switch not in ("0", "1"):
+        raise ConfigError(f"QUINTET_NATIVE={switch!r} must be 0 (plain PyTorch) or 1 (native kernels). Or unset it.")
+    if switch == "0":
+        return None, Status(False, None, None, "QUINTET_NATIVE=0")
+    if not PATH.is_file():
+        return None, Status(False, None, None, "not built: there was no C++ compiler when quintet was installed")
+    import torch  # noqa: F401  its threads are looked for when the level is chosen
+
+    try:
+        found = ctypes.CDLL(str(PATH))
+        found.quintet_runtime.restype = ctypes.c_char_p
+        version = found.quintet_version()
+    except (OSError, AttributeError) as error:
+        return None, Status(False, None, None, f"{PATH.name} does not load: {error}")
+    if version != VERSION:
+        return None, Status(False, None, None, f"{PATH.name} is of another version of quintet: install again")
+    has = {level: found.quintet_has(level.encode()) for level in LEVELS}
+    able = [level for level, said in has.items() if said == 1]
+    if wanted is not None and wanted not in able:
+        why = "this CPU does not have these instructions" if has[wanted] == 0 else "this build does not have them"
+        raise ConfigError(f"QUINTET_ISA={wanted}: {why}. Set one of {', '.join(able)}, or unset it.")
+    level = wanted or able[0]
+    found.quintet_choose(level.encode())
+    for name, types in _SIGNATURES.items():
+        function = getattr(found, name)
+        function.argtypes, function.restype = types, _int
+    runtime = found.quintet_runtime().decode(errors="replace") or None
+    reason = "QUINTET_ISA" if wanted else "the best that this CPU has"
+    return found, Status(True, level, runtime and Path(runtime).name, reason)
+
+
+def library() -> ctypes.CDLL | None:
+    """Return the native kernels, or None when plain PyTorch is to be used.
+
+    Raises:
+        ConfigError: QUINTET_ISA or QUINTET_NATIVE has a value that is not allowed, or instructions that this CPU lacks.
+    """
+    return _loaded()[0]
+
+
+def status() -> Status:
+    """Return what the kernels run on, or why there are none.
+
+    Raises:
+        ConfigError: as `library`.
+    """
+    return _loaded()[1]
+
+
+def check(code: int) -> None:
+    """Turn the result of a native call into an error.
+
+    Raises:
+        MemoryError: there was none left.
+        RuntimeError: sizes that the caller should not have let through.
+    """
+    if code == 2:
+        raise MemoryError("a native kernel found no memory for its input")
+    if code:
+        raise RuntimeError(f"a native kernel refused its arguments (code {code}). This is an error in quintet: report it.")
