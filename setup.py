@@ -19,7 +19,17 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 SOURCES = Path("csrc", "cpu")
-COMMON = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=default", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wno-maybe-uninitialized"]
+COMMON = [
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-fvisibility=default",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-Wall",
+    "-Wno-maybe-uninitialized",
+    "-Wno-uninitialized",
+]
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 # Instructions of each source; what is not named runs on every CPU.
 LEVELS = {
@@ -56,7 +66,8 @@ class Build(build_ext):
             made = folder / (Path(source).stem + ".o")
             flags = [*COMMON, *defines, *LEVELS.get(Path(source).name, [])]
             running.append((made, subprocess.Popen([*cxx, *flags, "-c", source, "-o", str(made)])))
-        if any([process.wait() for _, process in running]):
+        codes = [process.wait() for _, process in running]
+        if any(codes):
             raise OSError("the C++ compiler failed")
         objects = [str(made) for made, _ in running]
         subprocess.run([*cxx, "-shared", *objects, "-o", str(target), "-ldl", "-lpthread"], check=True)

@@ -40,7 +40,7 @@ struct Avx512 {
         to[0] = _mm512_permutexvar_ps(codes, table);  // looks at the low four bits only
         to[1] = _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 4), table);
     }
-    static void prefetch(const void* from) { _mm_prefetch(static_cast<const char*>(from) + 2048, _MM_HINT_T0); }
+    static void prefetch(const void* from) { _mm_prefetch(static_cast<const char*>(from), _MM_HINT_T0); }
 
     struct Dot;
     struct PackedDot;

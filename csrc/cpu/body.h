@@ -100,7 +100,7 @@ inline void matvec_block(const Matvec& m, int64_t output, Done done) {
     int64_t i = 0;
     for (; i < whole; i += Way::step) {
         for (int o = 0; o < O; ++o) {
-            V::prefetch(w[o] + i);
+            V::prefetch(reinterpret_cast<const char*>(w[o] + i) + 8192);
             typename Way::Loaded loaded = Way::load(w[o] + i);
             for (int r = 0; r < R; ++r) acc[o][r] = Way::add(loaded, x + r * padded + i, acc[o][r]);
         }
@@ -121,8 +121,8 @@ void matvec_rows(const Matvec& m, int64_t begin, int64_t end) {
         if (m.bias) sum += widen<V, T>(m.bias, output);
         narrow<V, T>(m.out, r * m.outputs + output, sum);
     };
-    // as many outputs at a time as registers hold sums of
-    constexpr int O = R == 1 ? 4 : R * 2 <= V::sums ? 2 : 1;
+    // For one row memory is the limit, and one stream in rising order is read fastest.
+    constexpr int O = R > 1 && R * 2 <= V::sums ? 2 : 1;
     int64_t output = begin;
     for (; output + O <= end; output += O) matvec_block<V, Way, R, O>(m, output, done);
     for (; output < end; ++output) matvec_block<V, Way, R, 1>(m, output, done);
@@ -192,7 +192,9 @@ inline void packed_block(const uint8_t* blocks, const uint8_t* scales, int64_t g
     for (int64_t i = 0; i < steps; ++i) {
         const int64_t g = i * Way::groups;
         for (int o = 0; o < O; ++o) {
-            V::prefetch(b[o] + g * GROUP_BYTES);
+            // the same place of the next O outputs; measured better than any fixed distance
+            V::prefetch(b[o] + (g + O * groups) * GROUP_BYTES);
+            V::prefetch(s[o] + g + O * groups);
             const auto loaded = Way::load(b[o] + g * GROUP_BYTES, s[o] + g, groups - g);
             for (int r = 0; r < R; ++r) acc[o][r] = Way::add(loaded, x + r * padded + i * Way::numbers, acc[o][r]);
         }

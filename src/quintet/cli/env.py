@@ -43,8 +43,10 @@ def collect(*, bandwidth: bool = True) -> dict[str, Any]:
     import torch
 
     from quintet.hub import cache_folder, is_offline
+    from quintet.kernels import loader
     from quintet.layers.attention import usable_backends
 
+    kernels = loader.status()
     return {
         "versions": {"quintet": __version__, **machine.library_versions()},
         "python": platform.python_version(),
@@ -61,11 +63,23 @@ def collect(*, bandwidth: bool = True) -> dict[str, Any]:
             "devices": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         },
         "attention": usable_backends(),
+        "kernels": {
+            **{"native": kernels.native, "level": kernels.level, "threads": kernels.threads, "reason": kernels.reason},
+            "operations": dict.fromkeys(loader.NATIVE_OPS, f"native {kernels.level}" if kernels.native else "PyTorch"),
+        },
         "cache_folder": str(cache_folder()),
         "offline": is_offline(),
         "environment": {
             name: os.environ[name]
-            for name in ("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+            for name in (
+                "HF_HOME",
+                "HF_HUB_CACHE",
+                "HF_HUB_OFFLINE",
+                "OMP_NUM_THREADS",
+                "MKL_NUM_THREADS",
+                "QUINTET_NATIVE",
+                "QUINTET_ISA",
+            )
             if name in os.environ
         },
         "executable": sys.executable,
@@ -102,10 +116,19 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     rows += [
         ("GPUs", ", ".join(torch_facts["devices"]) or "none"),
         ("attention", ", ".join(facts["attention"])),
+        ("kernels", _kernels(facts["kernels"])),
         ("model cache", facts["cache_folder"] + (" (offline)" if facts["offline"] else "")),
     ]
     rows += [(name, value) for name, value in facts["environment"].items()]
     return rows
+
+
+def _kernels(facts: dict[str, Any]) -> str:
+    """One line: what computes each operation, and why."""
+    if not facts["native"]:
+        return f"plain PyTorch ({facts['reason']})"
+    names = ", ".join(facts["operations"])
+    return f"native {facts['level']} ({facts['reason']}; threads of {facts['threads'] or 'none'}): {names}"
 
 
 def _gib(mib: int | None) -> str:

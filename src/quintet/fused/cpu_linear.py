@@ -1,8 +1,11 @@
 """Linear layers on a CPU without gradients: the same product, by the library that is fastest for its size and type.
 
 A plain linear layer goes to MKL in float32, which computes `few rows x matrix` on one core and prompts at half the
-speed of oneDNN, and in float16 to a loop that does not know vectors. What is used instead (`benchmarks/micro.py`):
+speed of oneDNN, and in float16 to a loop that does not know vectors. What is used instead (`benchmarks/micro.py`,
+`benchmarks/kernels.py`):
 
+- few rows, weight (out, in) in memory: the native kernel of `kernels.linear`, where it is built; it reads the weight at
+  the speed of memory. What follows is for more rows, other orders in memory, and without it.
 - float32, up to 4 rows, weight (out, in) in memory: one product per share of the outputs, as a batch, reads the weight
   with all cores at memory speed.
 - float32 otherwise, in whatever order the weight is stored (it can stay in the mapped file), and bfloat16: oneDNN. A
@@ -24,11 +27,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from quintet.kernels.linear import native_matvec
 from quintet.layers.conv1d import Conv1D
 from quintet.swap import SwapReport, Twin, swap
 
-__all__ = ["LINEAR_TWINS", "CpuConv1D", "CpuLinear", "cpu_linear", "fits", "twin", "use_cpu_linear"]
+__all__ = ["LINEAR_TWINS", "CpuConv1D", "CpuLinear", "cpu_linear", "fits", "plain_product", "twin", "use_cpu_linear"]
 
+# Up to so many rows the native kernel is the fastest; measured on 2 cores.
+NATIVE_ROWS = {torch.float32: 3, torch.bfloat16: 8, torch.float16: 8}
 # Up to here a batch of shares beats oneDNN; measured on 2 cores.
 SHARE_ROWS = 4
 # From so many inputs on a single bfloat16 row is given twice; at 1024 it made no difference.
@@ -86,6 +92,15 @@ def cpu_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None)
         return None
     if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return None
+    if x.numel() // x.shape[-1] <= NATIVE_ROWS.get(x.dtype, 0):
+        out = native_matvec(x, weight, bias)
+        if out is not None:
+            return out
+    return plain_product(x, weight, bias)
+
+
+def plain_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor | None:
+    """Return `x @ weight.T + bias` by what torch has, or None when `F.linear` should do it; as `cpu_linear`."""
     rows = x.numel() // x.shape[-1]
     if x.dtype == torch.float16 and rows >= UPCAST_ROWS:
         return _upcast(x, weight, bias)

@@ -71,7 +71,9 @@ def _check(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> 
             "the weight must be (out, in) and x (..., in)."
         )
     if bias is not None and bias.shape != weight.shape[:1]:
-        raise InputError(f"matvec: a bias of shape {list(bias.shape)} for {weight.shape[0]} outputs. Pass one number each.")
+        raise InputError(
+            f"matvec: a bias of shape {list(bias.shape)} for {weight.shape[0]} outputs. Pass one number each."
+        )
 
 
 @torch.library.custom_op("quintet::matvec", mutates_args=())

@@ -116,4 +116,6 @@ def check(code: int) -> None:
     if code == 2:
         raise MemoryError("a native kernel found no memory for its input")
     if code:
-        raise RuntimeError(f"a native kernel refused its arguments (code {code}). This is an error in quintet: report it.")
+        raise RuntimeError(
+            f"a native kernel refused its arguments (code {code}). This is an error in quintet: report it."
+        )

@@ -7,13 +7,22 @@ arithmetic with sums in float32; activations are not quantised.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from quintet.errors import InputError
 from quintet.kernels.linear import TYPES
 from quintet.kernels.loader import MOST_ROWS, check, library
 
-__all__ = ["mxfp4_experts", "mxfp4_matvec", "mxfp4_matvec_reference", "native_mxfp4_experts", "native_mxfp4_matvec"]
+__all__ = [
+    "mxfp4_experts",
+    "mxfp4_experts_reference",
+    "mxfp4_matvec",
+    "mxfp4_matvec_reference",
+    "native_mxfp4_experts",
+    "native_mxfp4_matvec",
+]
 
 GROUP = 32
 _VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
@@ -69,7 +78,7 @@ def _unpacked(blocks: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) ->
     """The numbers of packed rows, (..., 32 G)."""
     table = torch.tensor(_VALUES, dtype=dtype, device=blocks.device)
     values = torch.stack([table[(blocks & 15).int()], table[(blocks >> 4).int()]], dim=-1).flatten(-2)  # (..., G, 32)
-    powers = torch.ldexp(torch.ones((), dtype=torch.float64, device=blocks.device), scales.int() - 127)
+    powers = torch.exp2(scales.double() - 127)
     powers = torch.where(scales == 255, torch.nan, powers).to(dtype)
     return (values * powers[..., None]).flatten(-2)
 
@@ -96,7 +105,8 @@ def _check_packed(name: str, blocks: torch.Tensor, scales: torch.Tensor, inputs:
 def _check_matvec(x: torch.Tensor, blocks: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None) -> None:
     if x.dim() != 2 or scales.dim() != 2:
         raise InputError(
-            f"mxfp4_matvec: x of shape {list(x.shape)}, scales of shape {list(scales.shape)}; pass (n, in) and (out, G)."
+            f"mxfp4_matvec: x of shape {list(x.shape)} and scales of shape {list(scales.shape)}; "
+            "pass (n, in) and (out, G)."
         )
     _check_packed("mxfp4_matvec", blocks, scales, x.shape[1])
     if bias is not None and bias.shape != scales.shape[:1]:
@@ -139,7 +149,7 @@ def native_mxfp4_experts(
     x: torch.Tensor,
     indices: torch.Tensor,
     weights: torch.Tensor,
-    stacks: tuple[torch.Tensor, ...],
+    stacks: Sequence[torch.Tensor],
     alpha: float,
     limit: float,
 ) -> torch.Tensor | None:
@@ -149,8 +159,8 @@ def native_mxfp4_experts(
         x: (n, D), 1 to 8 rows; each is computed by itself.
         indices: (n, k) experts of each row.
         weights: (n, k) their weights.
-        stacks: Blocks (E, 2F, D / 32, 16), scales (E, 2F, D / 32) and biases (E, 2F) of gate and up, which stand in turn;
-            the same of down: (E, D, F / 32, 16), (E, D, F / 32), (E, D).
+        stacks: Blocks (E, 2F, D / 32, 16), scales (E, 2F, D / 32) and biases (E, 2F) of gate and up, which stand in
+            turn; the same of down: (E, D, F / 32, 16), (E, D, F / 32), (E, D).
         alpha: Steepness of the sigmoid.
         limit: The gate is cut off above it, up on both sides.
 
@@ -191,10 +201,97 @@ def native_mxfp4_experts(
     pointers = tuple(stack.data_ptr() for stack in stacks)
     starts = (chosen.data_ptr(), shares.data_ptr(), x.data_ptr(), out.data_ptr())
     for row in range(rows):
-        at = (starts[0] + 8 * count * row, starts[1] + 4 * count * row, starts[2] + width * row, starts[3] + width * row)
+        at = (
+            starts[0] + 8 * count * row,
+            starts[1] + 4 * count * row,
+            starts[2] + width * row,
+            starts[3] + width * row,
+        )
         check(
             native.quintet_mxfp4_experts(
                 kind, experts, count, hidden, inner, *pointers, *at, float(alpha), float(limit), size
             )
         )
     return out
+
+
+def mxfp4_experts_reference(
+    x: torch.Tensor,
+    indices: torch.Tensor,
+    weights: torch.Tensor,
+    stacks: Sequence[torch.Tensor],
+    alpha: float,
+    limit: float,
+) -> torch.Tensor:
+    """The same in plain PyTorch, in float32 (float64 for float64), rounded once."""
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    gate_up, gate_up_scales, gate_up_bias, down, down_scales, down_bias = stacks
+    out = torch.zeros(x.shape, dtype=wide, device=x.device)
+    for row in range(x.shape[0]):
+        for slot in range(indices.shape[1]):
+            expert = indices[row, slot : slot + 1]  # indexed by a tensor: its value may be unknown
+            into = _unpacked(gate_up[expert][0], gate_up_scales[expert][0], wide)  # (2F, D)
+            both = into @ x[row].to(wide) + gate_up_bias[expert][0].to(wide)
+            gate, up = both[::2].clamp(max=limit), both[1::2].clamp(-limit, limit)  # (F,) each
+            inner = (up + 1) * (gate * torch.sigmoid(gate * alpha))
+            said = _unpacked(down[expert][0], down_scales[expert][0], wide) @ inner + down_bias[expert][0].to(wide)
+            out[row] += weights[row, slot].to(wide) * said
+    return out.to(x.dtype)
+
+
+def _check_experts(
+    x: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor, stacks: Sequence[torch.Tensor]
+) -> None:
+    if x.dim() != 2 or indices.dim() != 2 or indices.shape != weights.shape or len(indices) != len(x):
+        raise InputError(
+            f"mxfp4_experts: x of shape {list(x.shape)}, indices of shape {list(indices.shape)} and weights of shape "
+            f"{list(weights.shape)} do not fit: pass (n, D), (n, k) and (n, k)."
+        )
+    if len(stacks) != 6:
+        raise InputError(
+            f"mxfp4_experts takes 6 stacks (blocks, scales, biases, of both weights) and got {len(stacks)}."
+        )
+    gate_up, gate_up_scales, gate_up_bias, down, down_scales, down_bias = stacks
+    _check_packed("mxfp4_experts", gate_up, gate_up_scales, x.shape[1])
+    _check_packed("mxfp4_experts", down, down_scales, gate_up.shape[1] // 2)
+    if gate_up_bias.shape != gate_up.shape[:2] or down_bias.shape != down.shape[:2] or len(gate_up) != len(down):
+        raise InputError(
+            f"mxfp4_experts: biases of shapes {list(gate_up_bias.shape)} and {list(down_bias.shape)} for weights of "
+            f"{list(gate_up.shape[:2])} and {list(down.shape[:2])} experts and outputs."
+        )
+
+
+@torch.library.custom_op("quintet::mxfp4_experts", mutates_args=())
+def mxfp4_experts(
+    x: torch.Tensor,
+    indices: torch.Tensor,
+    weights: torch.Tensor,
+    stacks: Sequence[torch.Tensor],
+    alpha: float,
+    limit: float,
+) -> torch.Tensor:
+    """Return the weighted sum of what each row's experts say, see `native_mxfp4_experts`.
+
+    Returns:
+        (n, D).
+
+    Raises:
+        InputError: shapes or types that do not belong together.
+        IndexError: an expert that there is none of.
+    """
+    _check_experts(x, indices, weights, stacks)
+    out = native_mxfp4_experts(x, indices, weights, stacks, alpha, limit)
+    return mxfp4_experts_reference(x, indices, weights, stacks, alpha, limit) if out is None else out
+
+
+@mxfp4_experts.register_fake
+def _(
+    x: torch.Tensor,
+    indices: torch.Tensor,
+    weights: torch.Tensor,
+    stacks: Sequence[torch.Tensor],
+    alpha: float,
+    limit: float,
+) -> torch.Tensor:
+    _check_experts(x, indices, weights, stacks)
+    return torch.empty_like(x)
