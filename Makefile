@@ -1,5 +1,5 @@
 # Two commands: `make demo` and `make test`. Both set up .venv first, and install again only after
-# pyproject.toml or constraints.txt has changed.
+# pyproject.toml, constraints.txt or the native kernels (csrc/) have changed.
 #
 # Options:
 #   PYTHON=python3.12        the interpreter that makes .venv
@@ -18,6 +18,8 @@ PYTEST_ARGS ?= -n auto --maxprocesses 8 --dist loadfile
 BIN := $(VENV)/bin
 # A person sees pip's progress bars; a log gets only what went wrong.
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check $(if $(MAKE_TERMOUT),,-qq) -c constraints.txt $(PIP_ARGS)
+# Native kernels are built by the installation.
+NATIVE := $(wildcard setup.py csrc/cpu/*)
 STAMP := $(VENV)/.installed
 STAMP_DEV := $(VENV)/.installed-dev
 
@@ -33,12 +35,12 @@ help:
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+$(STAMP): pyproject.toml constraints.txt $(NATIVE) | $(BIN)/python
 	@echo "installing quintet and its dependencies into $(VENV) (once; a minute or two)"
 	$(PIP_INSTALL) -e .
 	@touch $@
 
-$(STAMP_DEV): pyproject.toml constraints.txt | $(BIN)/python
+$(STAMP_DEV): pyproject.toml constraints.txt $(NATIVE) | $(BIN)/python
 	@echo "installing quintet and the development tools into $(VENV) (once; a few minutes)"
 	$(PIP_INSTALL) -e ".[dev]"
 	@touch $(STAMP) $@
@@ -56,5 +58,5 @@ test: lint
 	$(BIN)/pytest $(PYTEST_ARGS)
 
 clean:
-	rm -rf build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist src/*.egg-info src/quintet/kernels/_cpu.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

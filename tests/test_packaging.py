@@ -34,6 +34,7 @@ def run(command: list[str], **kwargs) -> str:
 def source_files() -> list[str]:
     """Files of the package, relative to src/."""
     found = (path for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    found = (path for path in found if path.suffix != ".so")  # made here, by an editable installation
     return sorted(path.relative_to(PACKAGE.parent).as_posix() for path in found)
 
 
@@ -42,13 +43,17 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the sdist, and the wheel that was built from it."""
     folder = tmp_path_factory.mktemp("build")
     tree = folder / "tree"
-    shutil.copytree(ROOT / "src", tree / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    shutil.copytree(ROOT / "src", tree / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", "*.so"))
+    shutil.copytree(ROOT / "csrc", tree / "csrc")
     shutil.copytree(ROOT / "tests", tree / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     for path in ROOT.iterdir():
         if path.is_file():
             shutil.copy(path, tree)
     run([sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder / "dist"), str(tree)])
     return folder / "dist"
+
+
+HAS_COMPILER = sys.platform.startswith("linux") and any(map(shutil.which, ("g++", "c++", "clang++")))
 
 
 def only(folder: Path, pattern: str) -> Path:
@@ -58,11 +63,13 @@ def only(folder: Path, pattern: str) -> Path:
 
 def test_the_wheel_has_every_file_of_the_package_and_nothing_else(built: Path):
     wheel = only(built, "*.whl")
-    assert wheel.name == f"quintet-{quintet.__version__}-py3-none-any.whl"
+    platform = sysconfig.get_platform().replace("-", "_").replace(".", "_") if HAS_COMPILER else "any"
+    assert wheel.name == f"quintet-{quintet.__version__}-py3-none-{platform}.whl"
     with zipfile.ZipFile(wheel) as file:
         names = file.namelist()
     inside = sorted(name for name in names if ".dist-info/" not in name)
-    assert inside == source_files()
+    native = ["quintet/kernels/_cpu.so"] if HAS_COMPILER else []
+    assert inside == sorted(source_files() + native)
     assert "quintet/py.typed" in inside
     assert {f"quintet/storyteller/{name}" for name in MODEL_FILES} <= set(inside)
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
@@ -84,7 +91,50 @@ def test_the_sdist_builds_and_carries_the_tests(built: Path):
         names = {name.split("/", 1)[1] for name in file.getnames() if "/" in name}
     wanted = ["LICENSE", "README.md", "CHANGELOG.md", "Makefile", "constraints.txt", "pyproject.toml"]
     wanted += ["tests/conftest.py", "tests/test_packaging.py", *(f"src/{name}" for name in source_files())]
+    wanted += ["setup.py", *(path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*.*"))]
     assert not set(wanted) - names
+    assert not [name for name in names if name.endswith((".so", ".o"))]
+
+
+def bare_path(tmp_path: Path) -> str:
+    """A PATH without any compiler."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("sh", "uname"):
+        (tools / name).symlink_to(shutil.which(name) or "")
+    for name in ("g++", "gcc", "c++", "cc", "clang", "clang++"):
+        assert shutil.which(name, path=str(tools)) is None
+    return str(tools)
+
+
+@pytest.mark.parametrize("broken", [False, True], ids=["no compiler", "a compiler that fails"])
+def test_without_a_compiler_it_is_built_as_pure_python(broken: bool, tmp_path: Path):
+    tree = tmp_path / "tree"
+    shutil.copytree(ROOT / "src", tree / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", "*.so"))
+    shutil.copytree(ROOT / "csrc", tree / "csrc")
+    for path in ROOT.iterdir():
+        if path.is_file():
+            shutil.copy(path, tree)
+    path = bare_path(tmp_path)
+    if broken:
+        (tmp_path / "bin" / "g++").write_text("#!/bin/sh\nexit 1\n")
+        (tmp_path / "bin" / "g++").chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "CXX")}
+    made = subprocess.run(
+        [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", str(tmp_path / "dist"), str(tree)],
+        **{"capture_output": True, "text": True, "check": False, "env": {**environment, "PATH": path}},
+    )
+    assert made.returncode == 0, made.stderr
+    said = made.stdout + made.stderr
+    assert ("without native kernels" in said) or not sys.platform.startswith("linux")
+    wheel = only(tmp_path / "dist", "*.whl")
+    assert broken or wheel.name.endswith("-py3-none-any.whl")
+    with zipfile.ZipFile(wheel) as file:
+        file.extractall(tmp_path / "installed")
+    assert not list((tmp_path / "installed").rglob("*.so"))
+    environment["PYTHONPATH"] = str(tmp_path / "installed")
+    said = run([sys.executable, "-m", "quintet", "env", "--no-bandwidth"], env=environment, cwd=tmp_path)
+    assert "plain PyTorch (not built: there was no C++ compiler" in said
 
 
 def declared() -> dict[str, set[str]]:

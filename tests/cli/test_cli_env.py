@@ -11,6 +11,7 @@ import torch
 from quintet import __version__
 from quintet.cli import machine
 from quintet.cli.main import main
+from quintet.kernels import loader
 
 
 def test_json_has_everything(capsys):
@@ -23,6 +24,10 @@ def test_json_has_everything(capsys):
     assert 0 < facts["memory"]["available_mib"] <= facts["memory"]["total_mib"]
     assert facts["read_bandwidth"]["gb_s"] > 0
     assert facts["attention"][:3] == ["eager", "sdpa", "flex_attention"]
+    kernels = facts["kernels"]
+    assert set(kernels["operations"]) == {"matvec", "mxfp4_matvec", "mxfp4_experts"}
+    way = f"native {kernels['level']}" if kernels["native"] else "PyTorch"
+    assert set(kernels["operations"].values()) == {way} and kernels["reason"]
     assert facts["offline"] is True  # as tests/conftest.py sets it
     assert facts["environment"]["HF_HUB_OFFLINE"] == "1"
 
@@ -32,6 +37,19 @@ def test_the_table_for_people(capsys):
     out = capsys.readouterr().out
     assert out.startswith("quintet ") and f"torch {torch.__version__}" in out and "memory read" not in out
     assert "eager, sdpa" in out and "(offline)" in out
+
+
+def test_the_line_about_kernels(capsys, monkeypatch):
+    states = {
+        "native avx2 (QUINTET_ISA; threads of libgomp.so.1): matvec, mxfp4_matvec": loader.Status(
+            True, "avx2", "libgomp.so.1", "QUINTET_ISA"
+        ),
+        "plain PyTorch (QUINTET_NATIVE=0)": loader.Status(False, None, None, "QUINTET_NATIVE=0"),
+    }
+    for line, state in states.items():
+        monkeypatch.setattr(loader, "status", lambda state=state: state)
+        assert main(["env", "--no-bandwidth"]) == 0
+        assert line in capsys.readouterr().out
 
 
 def test_read_bandwidth_takes_a_size_and_is_plausible():

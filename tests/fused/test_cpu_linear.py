@@ -13,8 +13,14 @@ from torch import nn
 
 from quintet.fused import cpu_linear as module
 from quintet.fused.cpu_linear import CpuConv1D, CpuLinear, cpu_linear, onednn, shares, use_cpu_linear
+from quintet.kernels.linear import native_matvec
 from quintet.layers.conv1d import Conv1D
 from quintet.models.gpt2 import GPT2LMHeadModel, tiny
+
+
+@pytest.fixture
+def without_native(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "native_matvec", lambda *_: None)
 
 
 @given(
@@ -44,6 +50,7 @@ def test_equals_the_plain_product(
     torch.testing.assert_close(out.double(), exact, atol=2 * tolerance, rtol=tolerance)
 
 
+@pytest.mark.usefixtures("without_native")
 def test_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "onednn", lambda: None)
     weight, x = torch.randn(8, 4), torch.randn(6, 4)
@@ -54,6 +61,7 @@ def test_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(out.float(), x @ weight.t(), atol=1e-2, rtol=1e-2)
 
 
+@pytest.mark.usefixtures("without_native")
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_single_bfloat16_row_of_many_inputs_is_given_twice(monkeypatch: pytest.MonkeyPatch, bias: bool) -> None:
     seen = []
@@ -81,6 +89,28 @@ def test_a_large_float16_weight_is_converted_in_slices(monkeypatch: pytest.Monke
     torch.testing.assert_close(
         out.float(), nn.functional.linear(x.float(), weight.float(), bias.float()), atol=1e-2, rtol=1e-2
     )
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_both_ways_equal_the_product(dtype: torch.dtype, native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def counted(x: torch.Tensor, *rest: torch.Tensor | None) -> torch.Tensor | None:
+        asked.append(x.shape[0])
+        return native_matvec(x, *rest) if native else None  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "native_matvec", counted)
+    weight, bias = torch.randn(50, 33).to(dtype), torch.randn(50).to(dtype)
+    for rows in range(1, 12):
+        x = torch.randn(rows, 33).to(dtype)
+        with torch.no_grad():
+            out = cpu_linear(x, weight, bias)
+        if out is not None:
+            bound = 1e-5 if dtype == torch.float32 else 2e-2
+            exact = nn.functional.linear(x.double(), weight.double(), bias.double())
+            torch.testing.assert_close(out.double(), exact, atol=bound, rtol=bound)
+    assert asked == list(range(1, module.NATIVE_ROWS[dtype] + 1))
 
 
 @given(outputs=st.integers(1, 100_000), threads=st.integers(1, 64))

@@ -222,7 +222,10 @@ def test_orders_in_memory() -> None:
     twisted = torch.from_numpy(odd.view("int16")).view(torch.float16).view(5, 33)
     twisted.copy_(torch.randn(5, 33))
     assert twisted.data_ptr() % 2 == 1
-    near(native_matvec(x[:1, :1].expand(1, 33).half(), twisted), x[:1, :1].expand(1, 33).half().double() @ twisted.double().t())
+    near(
+        native_matvec(x[:1, :1].expand(1, 33).half(), twisted),
+        x[:1, :1].expand(1, 33).half().double() @ twisted.double().t(),
+    )
 
 
 @needs_native
@@ -319,7 +322,9 @@ def test_from_two_python_threads() -> None:
             thread.join()
     finally:
         torch.set_num_threads(before)
-    assert all(torch.equal(a, b) for got, want in zip(found, wanted, strict=True) for a, b in zip(got, want, strict=True))
+    assert all(
+        torch.equal(a, b) for got, want in zip(found, wanted, strict=True) for a, b in zip(got, want, strict=True)
+    )
 
 
 @needs_native

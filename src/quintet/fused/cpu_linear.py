@@ -34,7 +34,7 @@ from quintet.swap import SwapReport, Twin, swap
 __all__ = ["LINEAR_TWINS", "CpuConv1D", "CpuLinear", "cpu_linear", "fits", "plain_product", "twin", "use_cpu_linear"]
 
 # Up to so many rows the native kernel is the fastest; measured on 2 cores.
-NATIVE_ROWS = {torch.float32: 3, torch.bfloat16: 8, torch.float16: 8}
+NATIVE_ROWS = {torch.float32: 8, torch.bfloat16: 8, torch.float16: 8}
 # Up to here a batch of shares beats oneDNN; measured on 2 cores.
 SHARE_ROWS = 4
 # From so many inputs on a single bfloat16 row is given twice; at 1024 it made no difference.
