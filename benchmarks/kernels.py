@@ -94,7 +94,7 @@ def main() -> None:
 
     def line(op: str, size: list[int], dtype: Any, rows: int, read: float, taken: dict[str, float]) -> None:
         speeds = {way: round(read / seconds / 1e9, 1) for way, seconds in taken.items()}
-        facts = {"op": op, "size": size, "dtype": str(dtype).removeprefix("torch."), "rows": rows}
+        facts = {"op": op, "size": " x ".join(map(str, size)), "dtype": str(dtype).removeprefix("torch."), "rows": rows}
         facts |= {"level": status().level, "gb_s": speeds, "read_gb_s": read_bandwidth(seconds=0.3)["gb_s"]}
         common.emit("kernels", facts, threads)
 

@@ -26,6 +26,7 @@ KEYS = {
     "import": ("what",),
     "cache": ("length",),
     "micro": ("op", "dtype", "rows", "way"),
+    "kernels": ("op", "size", "dtype", "rows"),
     "baselines": ("what",),
     "families": ("model", "dtype"),
     "gpt_oss_20b": ("model",),
@@ -92,6 +93,8 @@ def precise(value: float) -> str:
     return number(value) if value >= 1 else f"{value:.3f}"
 
 
+# Ways that benchmarks/kernels.py compares.
+WAYS = ("torch", "fused without native", "native")
 TABLES: dict[str, list[Column]] = {
     "decode": [
         ("model", lambda r: r["model"]),
@@ -143,6 +146,15 @@ TABLES: dict[str, list[Column]] = {
         ("way", lambda r: r["way"]),
         ("us", lambda r: number(r["us_q10"])),
         ("GB/s", lambda r: number(r["gb_s"]) if "gb_s" in r else ""),
+    ],
+    "kernels": [
+        ("operation", lambda r: r["op"]),
+        ("size", lambda r: r["size"]),
+        ("dtype", lambda r: r["dtype"]),
+        ("rows", lambda r: str(r["rows"])),
+        ("level", lambda r: r["level"] or ""),
+        *((f"{way}, GB/s", lambda r, way=way: number(r["gb_s"][way]) if way in r["gb_s"] else "") for way in WAYS),
+        ("memory read, GB/s", lambda r: number(r["read_gb_s"])),
     ],
     "families": [
         ("model", lambda r: r["model"]),

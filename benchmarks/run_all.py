@@ -24,6 +24,7 @@ PLAN = (
     ("cache.py",),
     ("micro.py",),
     ("tokenization.py", "--rounds", "3"),
+    ("kernels.py",),
     ("storyteller_baselines.py",),
 )
 # Minutes each, and gigabytes of disk: only when named with --only.

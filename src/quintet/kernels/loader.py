@@ -62,7 +62,12 @@ def _loaded() -> tuple[ctypes.CDLL | None, Status]:
     if switch == "0":
         return None, Status(False, None, None, "QUINTET_NATIVE=0")
     if not PATH.is_file():
-        return None, Status(False, None, None, "not built: there was no C++ compiler when quintet was installed")
+        return None, Status(
+            False,
+            None,
+            None,
+            "not built: there was no C++ compiler when quintet was installed, or no installation since",
+        )
     import torch  # noqa: F401  its threads are looked for when the level is chosen
 
     try:
