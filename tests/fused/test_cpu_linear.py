@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from quintet.fused import cpu_linear as module
-from quintet.fused.cpu_linear import CpuConv1D, CpuLinear, cpu_linear, onednn, shares, use_cpu_linear
+from quintet.fused.cpu_experts import use_cpu_twins
+from quintet.fused.cpu_linear import CpuConv1D, CpuLinear, cpu_linear, onednn, shares
 from quintet.kernels.linear import native_matvec
 from quintet.layers.conv1d import Conv1D
 from quintet.models.gpt2 import GPT2LMHeadModel, tiny
@@ -179,7 +180,7 @@ def test_subclasses_and_other_types_stay() -> None:
         pass
 
     model = nn.ModuleDict({"own": Own(4, 4), "wide": nn.Linear(4, 4).double(), "plain": nn.Linear(4, 4)})
-    report = use_cpu_linear(model)
+    report = use_cpu_twins(model)
     assert type(model["own"]) is Own and type(model["wide"]) is nn.Linear
     assert report.replaced == ["plain"] and report.kept == ["wide"]
 

@@ -7,7 +7,6 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from quintet.errors import suggest
 from quintet.family import KeyRules
 
 __all__ = ["KeyRules", "LoadReport", "is_dropped", "resolve", "stays_float32"]
@@ -99,8 +98,3 @@ def _listed(keys: Collection[str]) -> list[str]:
         folded.setdefault(re.sub(r"(?<=\.)\d+(?=\.)", "*", key), []).append(key)
     lines = [f"    {name} ({len(same)})" if len(same) > 1 else f"    {same[0]}" for name, same in folded.items()]
     return lines if len(lines) <= _SHOWN else [*lines[:_SHOWN], f"    ... and {len(lines) - _SHOWN} more"]
-
-
-def near_miss(keys: Collection[str], wanted: Collection[str]) -> str:
-    """Return a hint for the first unexpected name that looks like a wanted one."""
-    return next((hint for key in sorted(keys) if (hint := suggest(key, wanted))), "")

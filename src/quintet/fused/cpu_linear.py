@@ -29,9 +29,9 @@ from torch.nn import functional as F
 
 from quintet.kernels.linear import native_matvec
 from quintet.layers.conv1d import Conv1D
-from quintet.swap import SwapReport, Twin, swap
+from quintet.swap import Twin
 
-__all__ = ["LINEAR_TWINS", "CpuConv1D", "CpuLinear", "cpu_linear", "fits", "plain_product", "twin", "use_cpu_linear"]
+__all__ = ["LINEAR_TWINS", "CpuConv1D", "CpuLinear", "cpu_linear", "fits", "plain_product", "twin"]
 
 # Up to so many rows the native kernel is the fastest; measured on 2 cores.
 NATIVE_ROWS = {torch.float32: 8, torch.bfloat16: 8, torch.float16: 8}
@@ -187,8 +187,3 @@ def twin(kind: type[nn.Module], module: nn.Module) -> nn.Module:
 
 
 LINEAR_TWINS: dict[type[nn.Module], Twin] = {Conv1D: _conv1d, nn.Linear: _linear}
-
-
-def use_cpu_linear(model: nn.Module) -> SwapReport:
-    """Swap the linear layers that are on a CPU for these twins; elsewhere nothing changes."""
-    return swap(model, LINEAR_TWINS)
