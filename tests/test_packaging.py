@@ -107,6 +107,10 @@ def bare_path(tmp_path: Path) -> str:
     return str(tools)
 
 
+# Variables that this test must not hand on to a build and an installation of its own.
+OURS = ("PYTHONPATH", "CXX", "QUINTET_NATIVE", "QUINTET_ISA")
+
+
 @pytest.mark.parametrize("broken", [False, True], ids=["no compiler", "a compiler that fails"])
 def test_without_a_compiler_it_is_built_as_pure_python(broken: bool, tmp_path: Path):
     tree = tmp_path / "tree"
@@ -119,7 +123,7 @@ def test_without_a_compiler_it_is_built_as_pure_python(broken: bool, tmp_path: P
     if broken:
         (tmp_path / "bin" / "g++").write_text("#!/bin/sh\nexit 1\n")
         (tmp_path / "bin" / "g++").chmod(0o755)
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "CXX")}
+    environment = {name: value for name, value in os.environ.items() if name not in OURS}
     made = subprocess.run(
         [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", str(tmp_path / "dist"), str(tree)],
         **{"capture_output": True, "text": True, "check": False, "env": {**environment, "PATH": path}},
