@@ -18,7 +18,7 @@ from quintet.errors import ConfigError, suggest
 from quintet.hub import read_json, resolve_folder, write_text_atomic
 from quintet.rules import Choice, Flag, Heads, Integer, Names, Rule, Text, TokenIds, int_keys
 
-__all__ = ["PreTrainedConfig", "PretrainedConfig", "check_shapes"]
+__all__ = ["PreTrainedConfig", "PretrainedConfig", "check_heads", "check_shapes"]
 
 CONFIG_NAME = "config.json"
 # Keys that would name code: never kept, never written back.
@@ -345,6 +345,26 @@ class PreTrainedConfig:
 
 
 PretrainedConfig = PreTrainedConfig
+
+
+def check_heads(config: Any) -> None:
+    """Check the heads of a decoder of the first generations, with the names `n_embd`, `n_head` and `n_layer`.
+
+    Raises:
+        ConfigError: the width is no multiple of the number of heads, or `pruned_heads` names heads that are not there.
+    """
+    owner, heads, layers = type(config).__name__, config.n_head, config.n_layer
+    if config.n_embd % heads:
+        raise ConfigError(
+            f"{owner}: n_embd is {config.n_embd} and n_head is {heads}, but n_embd must be a multiple of n_head. "
+            "Change one of them."
+        )
+    for layer, pruned in config.pruned_heads.items():
+        if layer >= layers or any(head >= heads for head in pruned) or len({*pruned}) == heads:
+            raise ConfigError(
+                f"{owner}: pruned_heads names {pruned} of layer {layer}, but there are {layers} layers of {heads} "
+                "heads, counted from 0, and one head of a layer must stay. Correct it."
+            )
 
 
 def check_shapes(config: Any) -> None:

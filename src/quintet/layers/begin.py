@@ -17,11 +17,11 @@ from quintet.cache.layered import layer_windows
 from quintet.config import PreTrainedConfig
 from quintet.errors import InputError
 from quintet.layers.attention import check_backend
-from quintet.layers.inputs import Wanted, flat, past_length, rotary_positions
+from quintet.layers.inputs import Wanted, expand_head_mask, flat, learned_positions, past_length, rotary_positions
 from quintet.layers.masks import make_masks
 from quintet.layers.step import Step
 
-__all__ = ["OpenCache", "begin_rotary", "open_cache", "windows_of"]
+__all__ = ["OpenCache", "begin_learned", "begin_rotary", "open_cache", "windows_of"]
 
 Past = Cache | tuple[tuple[torch.Tensor, ...], ...]
 
@@ -75,6 +75,64 @@ def open_cache(
 def windows_of(config: PreTrainedConfig) -> list[int | None]:
     """For each layer how many tokens a query sees, None for all; caches made with `config` read the same fields."""
     return layer_windows(config) or [None] * config.num_hidden_layers
+
+
+def begin_learned(
+    config: Any,
+    shape: torch.Size,
+    device: torch.device,
+    opened: OpenCache,
+    want: Wanted,
+    *,
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor | None,
+    cache_position: torch.Tensor | None = None,
+    head_mask: torch.Tensor | None = None,
+    encoder: Mapping[str, Any] | None = None,
+) -> tuple[Step, torch.Tensor, int | torch.Tensor]:
+    """Make the step of a family with a table of `n_positions` learned positions, and the position of each new token.
+
+    Args:
+        config: Of a family with the names `n_layer`, `n_head` and `n_positions`.
+        shape: (..., T) of the tokens.
+        device: Where positions are looked up.
+        opened: From `open_cache`.
+        want: From `layers.inputs.wanted`.
+        attention_mask, position_ids, cache_position: As in `begin_rotary`.
+        head_mask: (H,) or (n_layer, H) factors, see `layers.inputs.expand_head_mask`.
+        encoder: Fields of `Step` for cross-attention.
+
+    Returns:
+        The step, positions (1, T) or (B, T), and the number of tokens in the cache.
+
+    Raises:
+        InputError: a mask, positions or a cache that do not fit.
+        ConfigError: an unknown attention backend.
+    """
+    tokens, rows = shape[-1], shape.numel() // shape[-1]
+    past = past_length(opened.cache, config.n_layer)
+    masks = make_masks(
+        flat(attention_mask), rows=rows, queries=tokens, cache=opened.cache, windows=[None] * config.n_layer
+    )
+    positions = learned_positions(
+        position_ids=position_ids,
+        padding=masks[0].padding,
+        cache_position=cache_position,
+        rows=rows,
+        tokens=tokens,
+        past=past,
+        limit=config.n_positions,
+        device=device,
+    )
+    step = Step(
+        masks=masks,
+        cache=opened.cache,
+        backend=check_backend(config._attn_implementation),
+        output_attentions=want.attentions,
+        head_mask=expand_head_mask(head_mask, config.n_layer, config.n_head, bool(config.pruned_heads)),
+        **(encoder or {}),
+    )
+    return step, positions, past
 
 
 def begin_rotary(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
-__all__ = ["Conv1D"]
+__all__ = ["Conv1D", "columns_of_heads"]
 
 
 class Conv1D(nn.Module):
@@ -52,3 +54,8 @@ class Conv1D(nn.Module):
     def extra_repr(self) -> str:
         """Sizes, for print(model)."""
         return f"nf={self.nf}, nx={self.nx}"
+
+
+def columns_of_heads(num_heads: int, head_dim: int, heads: Iterable[int]) -> torch.Tensor:
+    """Return which of the (num_heads * head_dim) columns belong to `heads`, for `Conv1D.select`, (kept * head_dim,)."""
+    return torch.arange(num_heads * head_dim).view(num_heads, head_dim)[list(heads)].reshape(-1)

@@ -22,7 +22,9 @@ from quintet.errors import InputError, suggest
 __all__ = [
     "check_forward_kwargs",
     "check_ids",
+    "embed_rows",
     "embed_tokens",
+    "embed_types",
     "expand_head_mask",
     "flat",
     "input_shape",
@@ -35,6 +37,8 @@ __all__ = [
 ]
 
 logger = logging.getLogger("quintet")
+
+VOCABULARY = "the vocabulary (vocab_size)"
 
 
 def check_forward_kwargs(owner: str, kwargs: Iterable[str], known: Iterable[str] = ()) -> None:
@@ -92,9 +96,52 @@ def embed_tokens(
         return inputs_embeds
     assert input_ids is not None, "input_shape checked that one of them is given"
     past = 0 if cache is None else cache.past()
-    check_ids(input_ids, table.num_embeddings, "input_ids", "the vocabulary (vocab_size)", past)
+    check_ids(input_ids, table.num_embeddings, "input_ids", VOCABULARY, past)
     x: torch.Tensor = embedding(input_ids)
     return x
+
+
+def embed_rows(
+    embedding: nn.Module,
+    input_ids: torch.Tensor | None,
+    inputs_embeds: torch.Tensor | None,
+    past: int | torch.Tensor,
+) -> torch.Tensor:
+    """Return the embeddings of tokens (..., T), flattened to (B, T, D); `input_shape` has checked both arguments.
+
+    Raises:
+        InputError: an id is outside the vocabulary.
+    """
+    if inputs_embeds is None:
+        assert input_ids is not None, "input_shape checked that one of them is given"
+        check_ids(input_ids, cast(nn.Embedding, embedding).num_embeddings, "input_ids", VOCABULARY, past)
+        inputs_embeds = cast(torch.Tensor, embedding(input_ids))
+    return inputs_embeds.reshape(-1, *inputs_embeds.shape[-2:])  # (..., T, D) -> (B, T, D)
+
+
+def embed_types(
+    embedding: nn.Module, token_type_ids: torch.Tensor | None, shape: torch.Size, past: int | torch.Tensor
+) -> torch.Tensor | None:
+    """Return what token types add, (B, T, D) or (1, T, D), from the table of the tokens; None without types.
+
+    Args:
+        embedding: The table.
+        token_type_ids: As the tokens, flattened, or one row for all.
+        shape: (..., T) of the tokens.
+        past: Tokens in the cache.
+
+    Raises:
+        InputError: the shape does not fit, or an id is outside the vocabulary.
+    """
+    if token_type_ids is None:
+        return None
+    tokens = shape[-1]
+    if tuple(token_type_ids.shape) not in (tuple(shape), (shape.numel() // tokens, tokens), (1, tokens)):
+        raise InputError(
+            f"token_type_ids have shape {tuple(token_type_ids.shape)}, but must be {tuple(shape)}, as the tokens have."
+        )
+    check_ids(token_type_ids, cast(nn.Embedding, embedding).num_embeddings, "token_type_ids", VOCABULARY, past)
+    return cast(torch.Tensor, embedding(token_type_ids.reshape(-1, tokens)))
 
 
 def check_ids(ids: torch.Tensor, size: int, what: str, limit: str, past: int | torch.Tensor = 0) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from quintet.cache import DynamicCache, EncoderDecoderCache
-from quintet.config import PreTrainedConfig
+from quintet.config import PreTrainedConfig, check_heads
 from quintet.errors import ConfigError, InputError
 from quintet.family import Family, KeyRules
 from quintet.generation import GenerationMixin
@@ -28,20 +28,17 @@ from quintet.heads import (
     token_classifier_output,
 )
 from quintet.layers.activations import ACTIVATIONS, get_activation
-from quintet.layers.attention import attend, check_backend, cross_attend
-from quintet.layers.begin import OpenCache, Past, open_cache
-from quintet.layers.conv1d import Conv1D
+from quintet.layers.attention import attend, cross_attend
+from quintet.layers.begin import OpenCache, Past, begin_learned, open_cache
+from quintet.layers.conv1d import Conv1D, columns_of_heads
 from quintet.layers.inputs import (
     check_forward_kwargs,
-    check_ids,
-    expand_head_mask,
-    flat,
+    embed_rows,
+    embed_types,
     input_shape,
-    learned_positions,
-    past_length,
     wanted,
 )
-from quintet.layers.masks import make_encoder_mask, make_masks
+from quintet.layers.masks import make_encoder_mask
 from quintet.layers.step import Step, run_blocks
 from quintet.losses import causal_lm_loss, token_classification_loss
 from quintet.modeling import PreTrainedModel
@@ -184,17 +181,7 @@ class GPT2Config(PreTrainedConfig):
     def validate(self) -> None:
         """See PreTrainedConfig.validate; E must be a multiple of H."""
         super().validate()
-        if self.n_embd % self.n_head:
-            raise ConfigError(
-                f"GPT2Config: n_embd is {self.n_embd} and n_head is {self.n_head}, but n_embd must be a multiple of "
-                "n_head. Change one of them."
-            )
-        for layer, heads in self.pruned_heads.items():
-            if layer >= self.n_layer or any(head >= self.n_head for head in heads) or len({*heads}) == self.n_head:
-                raise ConfigError(
-                    f"GPT2Config: pruned_heads names {heads} of layer {layer}, but there are {self.n_layer} layers of "
-                    f"{self.n_head} heads, counted from 0, and one head of a layer must stay. Correct it."
-                )
+        check_heads(self)
 
 
 class GPT2Attention(nn.Module):
@@ -256,7 +243,7 @@ class GPT2Attention(nn.Module):
         """Remove heads, counted as they stand now."""
         keep = [h for h in range(self.num_heads) if h not in heads]
         width = self.num_heads * self.head_dim
-        index = torch.arange(width).view(self.num_heads, self.head_dim)[keep].reshape(-1)  # (kept H * D,)
+        index = columns_of_heads(self.num_heads, self.head_dim, keep)
         parts = 2 if self.is_cross_attention else 3
         self.c_attn.select(torch.cat([index + part * width for part in range(parts)]), dim=1)
         if self.is_cross_attention:
@@ -393,32 +380,23 @@ class GPT2Model(GPT2PreTrainedModel):
         check_forward_kwargs(type(self).__name__, kwargs)
         want = wanted(config, output_attentions=output_attentions, output_hidden_states=output_hidden_states)
         shape = input_shape(input_ids, inputs_embeds, config.n_embd)
-        tokens, rows = shape[-1], shape.numel() // shape[-1]
         checkpointing = self.gradient_checkpointing and self.training
         opened = self._cache(past_key_values, use_cache, checkpointing)
-        past = past_length(opened.cache, config.n_layer)
-        masks = make_masks(
-            flat(attention_mask), rows=rows, queries=tokens, cache=opened.cache, windows=[None] * config.n_layer
-        )
-        positions = learned_positions(
+        step, positions, past = begin_learned(
+            config,
+            shape,
+            self.wpe.weight.device,
+            opened,
+            want,
+            attention_mask=attention_mask,
             position_ids=position_ids,
-            padding=masks[0].padding,
             cache_position=cache_position,
-            rows=rows,
-            tokens=tokens,
-            past=past,
-            limit=config.n_positions,
-            device=self.wpe.weight.device,
+            head_mask=head_mask,
+            encoder=self._encoder(encoder_hidden_states, encoder_attention_mask, shape),
         )
-        step = Step(
-            masks=masks,
-            cache=opened.cache,
-            backend=check_backend(config._attn_implementation),
-            output_attentions=want.attentions,
-            head_mask=expand_head_mask(head_mask, config.n_layer, config.n_head, bool(config.pruned_heads)),
-            **self._encoder(encoder_hidden_states, encoder_attention_mask, rows, tokens),
-        )
-        x = self._embed(input_ids, inputs_embeds, token_type_ids, shape, past)  # (B, T, E)
+        types = embed_types(self.wte, token_type_ids, shape, past)
+        x = embed_rows(self.wte, input_ids, inputs_embeds, past)  # (B, T, E)
+        x = x if types is None else x + types
         x = self.drop(x + self.wpe(positions))
         x, states = run_blocks(self.h, x, step, collect=want.hidden_states, checkpointing=checkpointing)
         x = self.ln_f(x).view(*shape, config.n_embd)
@@ -435,31 +413,6 @@ class GPT2Model(GPT2PreTrainedModel):
             return_dict,
         )
 
-    def _embed(
-        self,
-        input_ids: Tensor | None,
-        inputs_embeds: Tensor | None,
-        token_type_ids: Tensor | None,
-        shape: torch.Size,
-        past: int | Tensor,
-    ) -> Tensor:
-        tokens, size, limit = shape[-1], self.wte.num_embeddings, "the vocabulary (vocab_size)"
-        if token_type_ids is not None:
-            if tuple(token_type_ids.shape) not in (tuple(shape), (shape.numel() // tokens, tokens), (1, tokens)):
-                raise InputError(
-                    f"token_type_ids have shape {tuple(token_type_ids.shape)}, but must be {tuple(shape)}, as the "
-                    "tokens have."
-                )
-            check_ids(token_type_ids, size, "token_type_ids", limit, past)
-        if inputs_embeds is None:
-            assert input_ids is not None, "input_shape checked that one of them is given"
-            check_ids(input_ids, size, "input_ids", limit, past)
-            inputs_embeds = self.wte(input_ids)  # (..., T, E)
-        x = inputs_embeds.reshape(-1, *inputs_embeds.shape[-2:])  # (..., T, E) -> (B, T, E)
-        if token_type_ids is None:
-            return x
-        return x + self.wte(token_type_ids.reshape(-1, tokens))  # (B, T) or (1, T) ids
-
     def _cache(self, past_key_values: Past | None, use_cache: bool | None, checkpointing: bool) -> OpenCache:
         opened = open_cache(self.config, past_key_values, use_cache, checkpointing)
         if opened.cache is None or not self.config.add_cross_attention:
@@ -468,7 +421,7 @@ class GPT2Model(GPT2PreTrainedModel):
             return opened
         return replace(opened, cache=EncoderDecoderCache(opened.cache, DynamicCache()))
 
-    def _encoder(self, states: Tensor | None, mask: Tensor | None, rows: int, tokens: int) -> dict[str, Any]:
+    def _encoder(self, states: Tensor | None, mask: Tensor | None, shape: torch.Size) -> dict[str, Any]:
         if states is None:
             return {}
         if not self.config.add_cross_attention:
@@ -476,6 +429,7 @@ class GPT2Model(GPT2PreTrainedModel):
                 "encoder_hidden_states are given, but this model has no cross-attention. Make it with "
                 "config.add_cross_attention=True."
             )
+        rows, tokens = shape.numel() // shape[-1], shape[-1]
         if states.dim() != 3 or states.shape[0] != rows or states.shape[2] != self.config.n_embd:
             raise InputError(
                 f"encoder_hidden_states have shape {tuple(states.shape)}, but must be ({rows}, tokens, "

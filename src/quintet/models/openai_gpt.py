@@ -14,26 +14,21 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from quintet.config import PreTrainedConfig
-from quintet.errors import ConfigError, InputError
+from quintet.config import PreTrainedConfig, check_heads
 from quintet.family import Family, KeyRules
 from quintet.generation import GenerationMixin
 from quintet.heads import SequenceSummary, keep_logits, last_token_logits
 from quintet.layers.activations import get_activation
-from quintet.layers.attention import attend, check_backend
-from quintet.layers.begin import Past, open_cache
-from quintet.layers.conv1d import Conv1D
+from quintet.layers.attention import attend
+from quintet.layers.begin import Past, begin_learned, open_cache
+from quintet.layers.conv1d import Conv1D, columns_of_heads
 from quintet.layers.inputs import (
     check_forward_kwargs,
-    check_ids,
-    expand_head_mask,
-    flat,
+    embed_rows,
+    embed_types,
     input_shape,
-    learned_positions,
-    past_length,
     wanted,
 )
-from quintet.layers.masks import make_masks
 from quintet.layers.step import Step, run_blocks
 from quintet.losses import causal_lm_loss, sequence_classification_loss, token_classification_loss
 from quintet.modeling import PreTrainedModel
@@ -155,17 +150,7 @@ class OpenAIGPTConfig(PreTrainedConfig):
     def validate(self) -> None:
         """See PreTrainedConfig.validate; E must be a multiple of H."""
         super().validate()
-        if self.n_embd % self.n_head:
-            raise ConfigError(
-                f"OpenAIGPTConfig: n_embd is {self.n_embd} and n_head is {self.n_head}, but n_embd must be a multiple "
-                "of n_head. Change one of them."
-            )
-        for layer, heads in self.pruned_heads.items():
-            if layer >= self.n_layer or any(head >= self.n_head for head in heads) or len({*heads}) == self.n_head:
-                raise ConfigError(
-                    f"OpenAIGPTConfig: pruned_heads names {heads} of layer {layer}, but there are {self.n_layer} "
-                    f"layers of {self.n_head} heads, counted from 0, and one head of a layer must stay. Correct it."
-                )
+        check_heads(self)
 
 
 class OpenAIGPTAttention(nn.Module):
@@ -201,7 +186,7 @@ class OpenAIGPTAttention(nn.Module):
         """Remove heads, counted as they stand now."""
         keep = [h for h in range(self.num_heads) if h not in heads]
         width = self.num_heads * self.head_dim
-        index = torch.arange(width).view(self.num_heads, self.head_dim)[keep].reshape(-1)  # (kept H * D,)
+        index = columns_of_heads(self.num_heads, self.head_dim, keep)
         self.c_attn.select(torch.cat([index + part * width for part in range(3)]), dim=1)
         self.c_proj.select(index, dim=0)
         self.num_heads = len(keep)
@@ -313,33 +298,24 @@ class OpenAIGPTModel(OpenAIGPTPreTrainedModel):
         check_forward_kwargs(type(self).__name__, kwargs)
         want = wanted(config, output_attentions=output_attentions, output_hidden_states=output_hidden_states)
         shape = input_shape(input_ids, inputs_embeds, config.n_embd)
-        tokens, rows = shape[-1], shape.numel() // shape[-1]
         checkpointing = self.gradient_checkpointing and self.training
         # The page's outputs have no cache: without a word about one there is none.
         with_past = use_cache is not None or past_key_values is not None
         opened = open_cache(config, past_key_values, with_past if use_cache is None else use_cache, checkpointing)
-        past = past_length(opened.cache, config.n_layer)
-        masks = make_masks(
-            flat(attention_mask), rows=rows, queries=tokens, cache=opened.cache, windows=[None] * config.n_layer
-        )
-        positions = learned_positions(
+        step, positions, past = begin_learned(
+            config,
+            shape,
+            self.positions_embed.weight.device,
+            opened,
+            want,
+            attention_mask=attention_mask,
             position_ids=position_ids,
-            padding=masks[0].padding,
-            cache_position=None,
-            rows=rows,
-            tokens=tokens,
-            past=past,
-            limit=config.n_positions,
-            device=self.positions_embed.weight.device,
+            head_mask=head_mask,
         )
-        step = Step(
-            masks=masks,
-            cache=opened.cache,
-            backend=check_backend(config._attn_implementation),
-            output_attentions=want.attentions,
-            head_mask=expand_head_mask(head_mask, config.n_layer, config.n_head, bool(config.pruned_heads)),
-        )
-        x = self._embed(input_ids, inputs_embeds, token_type_ids, positions, shape, past)  # (B, T, E)
+        types = embed_types(self.tokens_embed, token_type_ids, shape, past)
+        x = embed_rows(self.tokens_embed, input_ids, inputs_embeds, past)  # (B, T, E)
+        x = x + self.positions_embed(positions)
+        x = self.drop(x if types is None else x + types)
         x, states = run_blocks(self.h, x, step, collect=want.hidden_states, checkpointing=checkpointing)
         x = x.view(*shape, config.n_embd)  # (B, T, E) -> (..., T, E)
         if want.hidden_states:
@@ -352,33 +328,6 @@ class OpenAIGPTModel(OpenAIGPTPreTrainedModel):
         if with_past:
             return self.finish(BaseModelOutputWithPast(past_key_values=opened.returned(), **fields), return_dict)
         return self.finish(BaseModelOutput(**fields), return_dict)
-
-    def _embed(
-        self,
-        input_ids: Tensor | None,
-        inputs_embeds: Tensor | None,
-        token_type_ids: Tensor | None,
-        positions: Tensor,
-        shape: torch.Size,
-        past: int | Tensor,
-    ) -> Tensor:
-        tokens, size, limit = shape[-1], self.tokens_embed.num_embeddings, "the vocabulary (vocab_size)"
-        if token_type_ids is not None:
-            if tuple(token_type_ids.shape) not in (tuple(shape), (shape.numel() // tokens, tokens), (1, tokens)):
-                raise InputError(
-                    f"token_type_ids have shape {tuple(token_type_ids.shape)}, but must be {tuple(shape)}, as the "
-                    "tokens have."
-                )
-            check_ids(token_type_ids, size, "token_type_ids", limit, past)
-        if inputs_embeds is None:
-            assert input_ids is not None, "input_shape checked that one of them is given"
-            check_ids(input_ids, size, "input_ids", limit, past)
-            inputs_embeds = self.tokens_embed(input_ids)  # (..., T, E)
-        x = inputs_embeds.reshape(-1, *inputs_embeds.shape[-2:])  # (..., T, E) -> (B, T, E)
-        x = x + self.positions_embed(positions)
-        if token_type_ids is not None:
-            x = x + self.tokens_embed(token_type_ids.reshape(-1, tokens))  # (B, T) or (1, T) ids
-        return self.drop(x)
 
 
 def _record(plain: type[ModelOutput], with_past: type[ModelOutput], base: ModelOutput, **fields: Any) -> Any:
