@@ -2,7 +2,7 @@
 
 Loops ask it for scores and tell it which tokens were chosen; they never see an argument of the model.
 
-Letters: B rows, T tokens of the prompt, P tokens that a given cache holds already, V vocabulary.
+Letters: B rows, T tokens of the prompt, N tokens that follow, P tokens that a given cache holds already, V vocabulary.
 """
 
 from __future__ import annotations
@@ -143,27 +143,43 @@ class DecodeState:
 
     def advance(self, tokens: torch.Tensor) -> torch.Tensor:
         """Read one more token of each row, (B,), and return the scores of the next, (B, V) in float32."""
-        for name, buffer in self._per_token.items():
-            buffer.append(buffer.last[:, 0] + (1 if name == "position_ids" else 0))
-        if self._mask is not None:
-            self._mask.append(1)
-        if self._all_ids is None:
-            inputs: dict[str, Any] = {"input_ids": tokens[:, None]}  # (B,) -> (B, 1)
-            inputs.update({name: buffer.last for name, buffer in self._per_token.items()})
-        else:
-            self._all_ids.append(tokens)
-            inputs = {"input_ids": self._all_ids.view}
-            inputs.update({name: buffer.view for name, buffer in self._per_token.items()})
-        return self._forward(inputs)
+        return self._forward(self._next_inputs(tokens[:, None]))  # (B,) -> (B, 1)
 
-    def _forward(self, inputs: dict[str, Any]) -> torch.Tensor:
+    def advance_many(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Read the next tokens of each row, (B, N), and return the scores after each of them, (B, N, V) in float32.
+
+        `crop` forgets those that are rejected.
+        """
+        count = tokens.shape[1]
+        if count == 1:
+            return self.advance(tokens[:, 0])[:, None]  # (B, V) -> (B, 1, V)
+        return self._forward(self._next_inputs(tokens), keep=count)
+
+    def _next_inputs(self, tokens: torch.Tensor) -> dict[str, Any]:
+        """Take note of (B, N) tokens and return what `forward` is to read."""
+        count = tokens.shape[1]
+        for name, buffer in self._per_token.items():
+            for _ in range(count):
+                buffer.append(buffer.last[:, 0] + (1 if name == "position_ids" else 0))
+        if self._mask is not None:
+            for _ in range(count):
+                self._mask.append(1)
+        if self._all_ids is None:
+            new = {name: buffer.view[:, -count:] for name, buffer in self._per_token.items()}
+            return {"input_ids": tokens, **new}
+        for column in tokens.unbind(1):
+            self._all_ids.append(column)
+        return {"input_ids": self._all_ids.view, **{name: one.view for name, one in self._per_token.items()}}
+
+    def _forward(self, inputs: dict[str, Any], keep: int = 1) -> torch.Tensor:
+        """Run the model; return the scores of the last token, (B, V), or those of the last `keep`, (B, keep, V)."""
         if self.cache is not None:
             inputs["past_key_values"] = self.cache
         if self._mask is not None:
             inputs["attention_mask"] = self._mask.view
         length = self.cache.get_seq_length() if self.cache is not None else 0
         try:
-            outputs = self.model(**inputs, **self._others, **self._fixed)
+            outputs = self.model(**inputs, **self._others, **self._fixed_for(keep))
         except BaseException:
             # Ctrl-C or an error in the middle of the layers: some of them have stored this token and some have not.
             if self.cache is not None:
@@ -178,6 +194,8 @@ class DecodeState:
         if self._collect:
             self.collected = {name: getattr(outputs, name, None) for name in self._collect}
         logits = outputs.logits
+        if logits.dim() == 3 and keep > 1:
+            return logits[:, -keep:].to(torch.float32, copy=True)  # (B, keep, V)
         if logits.dim() == 3 and logits.shape[1] == 1:
             return logits[:, 0].float()  # (B, 1, V) -> (B, V)
         if logits.dim() != 3:
@@ -186,6 +204,12 @@ class DecodeState:
                 "(rows, tokens, vocabulary). Give input_ids of shape (rows, tokens)."
             )
         return logits[:, -1].to(torch.float32, copy=True)  # a copy, so that the scores of the prompt can be freed
+
+    def _fixed_for(self, keep: int) -> dict[str, Any]:
+        """Return the arguments of `forward` that stay the same, for the scores of the last `keep` tokens."""
+        return (
+            self._fixed if keep == 1 or "logits_to_keep" not in self._fixed else self._fixed | {"logits_to_keep": keep}
+        )
 
     def expand(self, count: int) -> None:
         """Repeat every row `count` times, copies side by side: several continuations of each prompt."""
@@ -214,11 +238,35 @@ class DecodeState:
         self._rows = rows.shape[0]
 
     def crop(self, length: int) -> None:
-        """Forget all but the first `length` tokens of what the model has read, as rejected drafts need."""
+        """Forget all but the first `length` tokens of what the model has read, as rejected drafts need.
+
+        Raises:
+            InputError: a layer with a window has dropped keys that are needed there; see `most_undone`.
+        """
+        dropped = self.length - length
+        if dropped <= 0:
+            return
         if self.cache is not None:
             self.cache.crop(length)
-        for buffer in self._buffers():
-            buffer.crop(length)
+        for buffer in self._buffers():  # those of single tokens do not hold what a given cache held before
+            buffer.crop(buffer.length - dropped)
+
+    @property
+    def length(self) -> int:
+        """Tokens that the model has read, those in a given cache included."""
+        if self.cache is not None:
+            return self.cache.get_seq_length()
+        return 0 if self._all_ids is None else self._all_ids.length
+
+    @property
+    def most_undone(self) -> int | None:
+        """Tokens of the last `advance_many` that `crop` can take back, whichever they are; None for any number.
+
+        A layer with a window holds on to the keys of one window besides the newest; after a longer step some lengths
+        in its middle are out of reach.
+        """
+        windows = [layer.window for layer in getattr(self.cache, "layers", ()) if layer.window is not None]
+        return min(windows) if windows else None
 
     def _buffers(self) -> list[ColumnBuffer]:
         found = [*self._per_token.values(), self._mask, self._all_ids]
