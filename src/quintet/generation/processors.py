@@ -46,6 +46,21 @@ class LogitsProcessor:
         """
         raise NotImplementedError(f"{type(self).__name__} must define __call__(input_ids, scores).")
 
+    def select(self, rows: torch.Tensor) -> None:
+        """Take note that the rows are now those at `rows`: a loop dropped or reordered some of them.
+
+        Only a processor that keeps something per row has to do anything.
+
+        Args:
+            rows: (B',) which of the rows so far each new row goes on from.
+        """
+
+    def chosen(self, tokens: list[int]) -> None:
+        """Take note of the token that each row got, before the model reads it: time to prepare the next call.
+
+        Only a hint: not every loop gives it.
+        """
+
 
 LogitsWarper = LogitsProcessor  # older name for the processors that only sampling uses
 
@@ -73,6 +88,18 @@ class LogitsProcessorList(list[Callable[..., torch.Tensor]]):
             else:
                 scores = processor(input_ids, scores)
         return scores
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Tell every processor which rows go on; see LogitsProcessor."""
+        for processor in self:
+            if isinstance(processor, LogitsProcessor):
+                processor.select(rows)
+
+    def chosen(self, tokens: list[int]) -> None:
+        """Tell every processor which tokens were chosen; see LogitsProcessor."""
+        for processor in self:
+            if isinstance(processor, LogitsProcessor):
+                processor.chosen(tokens)
 
 
 @lru_cache(maxsize=256)
@@ -268,3 +295,8 @@ class RepetitionPenaltyLogitsProcessor(LogitsProcessor):
                 f"prompt_ignore_length has {ignore.shape[0]} rows and the batch {input_ids.shape[0]}. Give one per row."
             )
         return sampling.repetition_penalty(scores, input_ids, self.penalty, ignore=ignore)
+
+    def select(self, rows: torch.Tensor) -> None:
+        """See LogitsProcessor."""
+        if isinstance(self.prompt_ignore_length, torch.Tensor):
+            self.prompt_ignore_length = self.prompt_ignore_length[rows.to(self.prompt_ignore_length.device)]

@@ -113,6 +113,7 @@ def sample_loop(
         )
         if finished:
             return
+        processors.chosen(host)
         logits = state.advance(tokens)
 
 
