@@ -73,6 +73,24 @@ class DynamicLayer(CacheLayer):
         # The whole slabs, room included: a beam search selects at every token, and would grow them at every token.
         self._keys, self._values, self._own = mapped(self._keys, rows), mapped(self._values, rows), True
 
+    def map_newest(self, rows: torch.Tensor, newest: int) -> None:
+        """See CacheLayer.map_newest; in place."""
+        if self._keys is None or self._values is None:
+            return
+        end = self._stored
+        first = max(end - newest, 0)
+        if not self._own or _locked(self._keys) or _differentiated(self._keys, self._values):
+            self.map_rows(rows)
+        elif first < end:
+            for slab in (self._keys, self._values):
+                part = slab[:, :, first:end]
+                part.copy_(mapped(part, rows))
+
+    @property
+    def _stored(self) -> int:
+        """Places of the slabs up to the newest token."""
+        return self.length
+
     def crop(self, max_length: int) -> None:
         """Keep the first `max_length` tokens, or drop `-max_length` from the end.
 
@@ -197,6 +215,17 @@ class DynamicSlidingLayer(DynamicLayer):
         if self._before is not None:
             keys, values, *rest = self._before
             self._before = (mapped(keys, rows), mapped(values, rows), rest[0], rest[1], True)
+
+    def map_newest(self, rows: torch.Tensor, newest: int) -> None:
+        """See CacheLayer.map_newest."""
+        if self._before is None:
+            super().map_newest(rows, newest)
+        else:  # what an undo would bring back has to move too
+            self.map_rows(rows)
+
+    @property
+    def _stored(self) -> int:
+        return self._end
 
     def _holds(self, wanted: int, end: int, length: int) -> bool:
         """Whether slabs with the tokens `length - end` to `length` have all that a window at `wanted` needs."""

@@ -141,6 +141,19 @@ class DecodeState:
         self._first = self._embeds = None
         return scores
 
+    def prefill_copies(self, count: int) -> torch.Tensor:
+        """Read the prompt and repeat every row `count` times, in the order in which that costs least; see `prefill`.
+
+        Returns:
+            (B * count, V) scores, copies side by side.
+        """
+        if self.shares_prefill:
+            scores = self.prefill()
+            self.expand(count)
+            return scores.repeat_interleave(count, dim=0) if count > 1 else scores
+        self.expand(count)
+        return self.prefill()
+
     def advance(self, tokens: torch.Tensor) -> torch.Tensor:
         """Read one more token of each row, (B,), and return the scores of the next, (B, V) in float32."""
         return self._forward(self._next_inputs(tokens[:, None]))  # (B,) -> (B, 1)
@@ -228,8 +241,20 @@ class DecodeState:
             for name, tensors in self.collected.items()
         }
 
-    def reorder(self, rows: torch.Tensor) -> None:
-        """Replace the rows by those at `rows`, as beam search does; also drops rows that are finished."""
+    def reorder(self, rows: torch.Tensor, newest: int | None = None) -> None:
+        """Replace the rows by those at `rows`, as beam search does; also drops rows that are finished.
+
+        Args:
+            rows: Their numbers.
+            newest: When each row only takes the place of another copy of the same prompt: how many of the newest tokens
+                may differ between the two. Only those move.
+        """
+        if newest is not None:
+            if newest > 0 and self.cache is not None:
+                self.cache.reorder_newest(rows, newest)
+            if newest > 0 and self._all_ids is not None:
+                self._all_ids.select(rows)
+            return
         if self.cache is not None:
             self.cache.reorder_cache(rows)
         for buffer in self._buffers():
