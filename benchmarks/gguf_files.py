@@ -1,10 +1,10 @@
 """GGUF files with random weights at the shapes of the benchmarks, for a comparison with llama.cpp.
 
 Speed depends on shapes and formats, not on what a model knows, so the blocks of each format are random. Needs the
-packages `gguf` and `numpy` alone: `python benchmarks/gguf_files.py --shape pythia-410m --format q8_0 --out model.gguf`.
+packages `gguf` and `numpy` alone: `python gguf_files.py --shape pythia-410m --format q8_0 --out model.gguf`.
 
-Formats: "bf16", "q8_0", "q4_0" for every matrix; for gpt-oss the experts are MXFP4 in all of them, and the format is that
-of the rest. Norms, biases and the router stay in float32, as converters write them.
+Formats: "bf16", "q8_0", "q4_0" for every matrix; for gpt-oss the experts are MXFP4 in all of them, and the format is
+that of the rest. Norms, biases and the router stay in float32, as converters write them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""One measurement of llama.cpp in a process of its own: `python llama_peer.py FILE --threads 2 ...` prints one JSON line.
+"""One measurement of llama.cpp in a process of its own: `python llama_peer.py FILE` prints one JSON line.
 
-Runs with the packages of `llama-cpp-python` alone, through its C functions, with token ids and no vocabulary. Time of a
-file's first pass is apart: it maps the pages.
+Runs with the packages of `llama-cpp-python` alone, through its C functions, with token ids and no vocabulary.
 """
 
 from __future__ import annotations
