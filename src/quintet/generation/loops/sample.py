@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from quintet.errors import GenerationError
 from quintet.generation.buffer import ColumnBuffer
 from quintet.generation.call import Call
 from quintet.generation.loops.column import Column
+from quintet.generation.loops.scores import check_usable, processed
 from quintet.generation.processors import LogitsProcessorList
 from quintet.generation.run import ColumnRun
 from quintet.generation.sampling import greedy, sample
@@ -86,19 +86,13 @@ def sample_loop(
     while True:
         scores = logits
         if processors:
-            scores = processors(ids(), logits)
-            if scores.shape != logits.shape:
-                raise GenerationError(
-                    f"the logits processors returned scores of shape {tuple(scores.shape)} for "
-                    f"{tuple(logits.shape)}. Each must return one score per row and vocabulary entry."
-                )
+            scores = processed(processors, ids(), logits)
         tokens = sample(scores, options.generator) if options.do_sample else greedy(scores)
         if rules.any_done and options.pad_token_id is not None:
             done = torch.tensor(rules.done, device=tokens.device)
             tokens = torch.where(done, options.pad_token_id, tokens)
         host = tokens.tolist()  # the step's one wait for the device
-        if min(host) < 0:
-            raise GenerationError(_unusable(scores, host))
+        check_usable(scores, host)
         sequences.append(tokens)
         if options.keep_scores:
             kept.append(scores)
@@ -126,15 +120,3 @@ def _prefill(state: DecodeState, options: SampleOptions) -> torch.Tensor:
         return logits.repeat_interleave(count, dim=0) if count > 1 else logits
     state.expand(count)
     return state.prefill()
-
-
-def _unusable(scores: torch.Tensor, host: list[int]) -> str:
-    row = next(index for index, token in enumerate(host) if token < 0)
-    values = scores[row]
-    if bool(values.isnan().any()):
-        what = "hold NaN: the model overflowed or its weights are damaged (float32 or bfloat16 often helps)"
-    elif bool((values == float("inf")).any()):
-        what = "hold +inf: a processor or the model overflowed"
-    else:
-        what = "are all -inf: the processors ruled out every token. Loosen one of them"
-    return f"the next-token scores of row {row} {what}. No token can be chosen."
