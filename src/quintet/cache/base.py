@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from quintet.cache.record import TokenRecord
+
 __all__ = ["Cache"]
 
 AnyCache = TypeVar("AnyCache", bound="Cache")
@@ -21,6 +23,8 @@ class Cache:
 
     # Whether a compiled decode step may be given this cache: fixed shapes, the length on the device.
     is_compileable: bool = False
+    # What it was read from; None for a store that does not keep account.
+    record: TokenRecord | None = None
 
     def update(
         self,
@@ -70,6 +74,13 @@ class Cache:
         """Replace the rows by those at `beam_idx` (B,), as beam search does."""
         self.batch_select_indices(beam_idx)
 
+    def reorder_newest(self, beam_idx: torch.Tensor, newest: int) -> None:
+        """Replace the rows by those at `beam_idx` (B,), when old and new ones differ in the `newest` tokens at most.
+
+        Beams of one prompt do: only what differs has to move.
+        """
+        self.reorder_cache(beam_idx)
+
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep the rows at `indices` (any number of them, repeats allowed)."""
         raise NotImplementedError(f"{type(self).__name__} must define batch_select_indices().")
@@ -82,16 +93,29 @@ class Cache:
         """Forget every token."""
         raise NotImplementedError(f"{type(self).__name__} must define reset().")
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the cache to a safetensors file, atomically.
+    @property
+    def tokens(self) -> torch.Tensor | None:
+        """(B, N) tokens that the first places were read from, -1 for padding and unknown ones; None for none known.
+
+        `generate` notes them. They stay right through crop, reorder and reset.
+        """
+        return None if self.record is None else self.record.tokens
+
+    def save(self, path: str | os.PathLike[str], *, model: Any = None, tokens: Any = None) -> None:
+        """Write the cache to a safetensors file, atomically, with what it was read from.
+
+        Args:
+            path: The file.
+            model: The model that made the cache; None for the one that `generate` noted, if it did.
+            tokens: (B, S) what it was read from; None for what `generate` noted.
 
         Raises:
-            InputError: a store that has no file form.
+            InputError: a store that has no file form; tokens that are not as many as the cache holds.
             CheckpointError: the file cannot be written.
         """
         from quintet.cache.storing import save_cache
 
-        save_cache(self, path)
+        save_cache(self, path, model=model, tokens=tokens)
 
     @classmethod
     def load(
@@ -99,19 +123,26 @@ class Cache:
         path: str | os.PathLike[str],
         *,
         config: Any = None,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
+        model: Any = None,
+        tokens: Any = None,
     ) -> AnyCache:
         """Read a cache that `save` has written; `Cache.load` takes every kind.
 
         Args:
             path: The file.
             config: Configuration of the model that will use it, to be told at once when the cache is of another.
-            device: Where the keys and values go.
+            device: Where the keys and values go; None for that of the model, without one the CPU.
+            model: The model that will use it: its layers, its weights and its data type are compared with what the file
+                says. Without it `generate` does this at its first use.
+            tokens: The text that it is for, (B, S) or a list of ids, which must begin with what the cache has read.
+                Without it `generate` compares its prompt.
 
         Raises:
             HubError: there is no such file.
-            CheckpointError: it is damaged, hostile, of another kind of cache, or of another model.
+            CheckpointError: it is damaged, hostile, of another kind of cache, of another model or of other tokens, or
+                it does not say of which.
         """
         from quintet.cache.storing import load_cache
 
-        return load_cache(cls, path, config, device)
+        return load_cache(cls, path, config=config, device=device, model=model, tokens=tokens)

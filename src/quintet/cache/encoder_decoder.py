@@ -25,6 +25,7 @@ class EncoderDecoderCache(Cache):
 
     def __init__(self, self_attention_cache: Cache, cross_attention_cache: Cache) -> None:
         self.self_attention_cache = self_attention_cache
+        self.record = self_attention_cache.record
         self.cross_attention_cache = cross_attention_cache
         self.is_updated: dict[int, bool] = {}
         if isinstance(cross_attention_cache, LayeredCache):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from quintet.cache.base import Cache
+from quintet.cache.record import TokenRecord
 from quintet.errors import ConfigError, InputError, suggest
 
 __all__ = ["CacheLayer", "LayeredCache", "check_fits", "layer_windows"]
@@ -76,6 +77,11 @@ class CacheLayer:
         """Return the length that `crop(max_length)` asks for."""
         return min(self.length, max_length if max_length >= 0 else max(self.length + max_length, 0))
 
+    @property
+    def sample(self) -> torch.Tensor | None:
+        """A tensor (B, H, any, D) of the rows, heads, type and device that are stored; None before the first update."""
+        return self.keys
+
     def check_crop(self, max_length: int) -> None:
         """Raise InputError when `crop(max_length)` is not possible."""
 
@@ -86,6 +92,10 @@ class CacheLayer:
     def map_rows(self, rows: torch.Tensor | int) -> None:
         """Select rows by an index tensor, or repeat each row an int number of times."""
         raise NotImplementedError(f"{type(self).__name__} must define map_rows().")
+
+    def map_newest(self, rows: torch.Tensor, newest: int) -> None:
+        """Select as many rows as there are, which differ from those they replace in the `newest` tokens at most."""
+        self.map_rows(rows)
 
     def reset(self) -> None:
         """Forget every token."""
@@ -141,8 +151,11 @@ def layer_windows(config: Any) -> list[int | None] | None:
 class LayeredCache(Cache):
     """A cache made of layers: every question goes to the layer, every change to all of them."""
 
+    record: TokenRecord
+
     def __init__(self) -> None:
         self.layers: list[CacheLayer] = []
+        self.record = TokenRecord()
 
     def _at(self, layer_idx: int) -> CacheLayer:
         """Return the store of a layer that is about to be written to."""
@@ -194,21 +207,31 @@ class LayeredCache(Cache):
             layer.check_crop(max_length)
         for layer in self.layers:
             layer.crop(max_length)
+        self.record.crop(self.get_seq_length())
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """See Cache.batch_select_indices."""
         for layer in self.layers:
             layer.map_rows(indices)
+        self.record.map_rows(indices)
+
+    def reorder_newest(self, beam_idx: torch.Tensor, newest: int) -> None:
+        """See Cache.reorder_newest."""
+        for layer in self.layers:
+            layer.map_newest(beam_idx, newest)
+        self.record.map_rows(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """See Cache.batch_repeat_interleave."""
         for layer in self.layers:
             layer.map_rows(repeats)
+        self.record.map_rows(repeats)
 
     def reset(self) -> None:
         """See Cache.reset."""
         for layer in self.layers:
             layer.reset()
+        self.record.reset()
 
     def __len__(self) -> int:
         return len(self.layers)

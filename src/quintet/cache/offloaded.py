@@ -110,6 +110,12 @@ class OffloadedLayer(CacheLayer):
         return self.inner.values
 
     @property
+    def sample(self) -> torch.Tensor | None:
+        """See CacheLayer.sample; its device is that where the keys are used."""
+        sample = self.inner.sample
+        return sample if sample is None or self._device is None else sample[:, :, :0].to(self._device)
+
+    @property
     def is_initialized(self) -> bool:
         """Whether there are slabs."""
         return self.inner._keys is not None

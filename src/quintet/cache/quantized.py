@@ -105,6 +105,11 @@ class QuantizedLayer(CacheLayer):
         return None if self.recent.keys is None else self._joined(False)
 
     @property
+    def sample(self) -> torch.Tensor | None:
+        """See CacheLayer.sample; without making the keys."""
+        return self.recent.keys
+
+    @property
     def nbytes(self) -> int:
         """Bytes in use, room to spare not counted."""
         tensors = [tensor for part in self.parts.values() for tensor in (part.keys, part.values) if tensor is not None]

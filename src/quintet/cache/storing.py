@@ -1,7 +1,8 @@
 """A cache as a safetensors file: what a conversation has read, to go on with it later.
 
 The file holds the tensors of each layer and, as JSON in its metadata, what they are: the kind of cache, the windows and
-the lengths. Nothing in it is believed before it was checked against the tensors; nothing is unpickled.
+the lengths; beside them, where they are known, the tokens that were read and the fingerprint of the model that read
+them. Nothing in it is believed before it was checked against the tensors; nothing is unpickled.
 
 Letters: B rows, H key/value heads, S tokens seen, K tokens held, D head size.
 """
@@ -23,7 +24,9 @@ from quintet.cache.base import Cache
 from quintet.cache.dynamic import DynamicCache, OffloadedCache
 from quintet.cache.encoder_decoder import EncoderDecoderCache
 from quintet.cache.layered import CacheLayer, LayeredCache, layer_windows
+from quintet.cache.provenance import check_use, fingerprint
 from quintet.cache.quantized import PER_CHANNEL, QuantizedCache, QuantizedLayer
+from quintet.cache.record import all_read, as_tokens
 from quintet.cache.static import StaticCache
 from quintet.cache.static_layers import StaticSlidingWindowLayer
 from quintet.errors import CheckpointError, ConfigError, InputError
@@ -32,6 +35,8 @@ from quintet.hub import StagedFiles, open_regular, parse_json_object
 __all__ = ["load_cache", "save_cache"]
 
 FORMAT = "quintet cache 1"
+TOKENS = "tokens"  # the name of their tensor
+FINGERPRINT = ("model_type", "config", "weights")
 MAX_LAYERS = 10_000
 MAX_TOKENS = 2**40
 MAX_ROOM = 2**24  # of a StaticCache, whose memory is made when it is read
@@ -42,17 +47,20 @@ AnyCache = TypeVar("AnyCache", bound=Cache)
 Tensors = dict[str, torch.Tensor]
 
 
-def save_cache(cache: Cache, path: str | os.PathLike[str]) -> None:
-    """Write a cache to a file, atomically: a reader sees what was there before, or all of it.
-
-    Raises:
-        InputError: a store that has no file form.
-        CheckpointError: the file cannot be written.
-    """
+def save_cache(cache: Cache, path: str | os.PathLike[str], *, model: Any = None, tokens: Any = None) -> None:
+    """Write a cache to a file, atomically: a reader sees what was there before, or all of it. See `Cache.save`."""
     tensors: Tensors = {}
     about = _describe(cache, "", tensors)
+    record = cache.record
+    read = cache.tokens if tokens is None else all_read(cache.get_seq_length(), as_tokens(tokens))
+    if read is not None:
+        tensors[TOKENS] = read.detach().cpu().clone(memory_format=torch.contiguous_format)
+    model = record.model if model is None and record is not None else model
+    whose = fingerprint(model) if model is not None else None if record is None else record.fingerprint
     path = Path(path)
     metadata = {"format": FORMAT, "cache": json.dumps(about)}
+    if whose is not None:
+        metadata["model"] = json.dumps(whose)
     try:
         with StagedFiles(path.parent) as staged:
             save_file(tensors, staged.path(path.name), metadata)
@@ -94,29 +102,36 @@ def _stored(layer: CacheLayer) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def load_cache(
-    wanted: type[AnyCache], path: str | os.PathLike[str], config: Any, device: torch.device | str
+    wanted: type[AnyCache],
+    path: str | os.PathLike[str],
+    *,
+    config: Any = None,
+    device: torch.device | str | None = None,
+    model: Any = None,
+    tokens: Any = None,
 ) -> AnyCache:
-    """Read a cache back.
-
-    Args:
-        wanted: The kind of cache that it must be.
-        path: The file.
-        config: Configuration of the model that will use it, to check that it fits; None to skip that.
-        device: Where the keys and values go.
+    """Read a cache back; `wanted` is the kind that it must be, the rest as in `Cache.load`.
 
     Raises:
         HubError: There is no such file.
-        CheckpointError: It is damaged, hostile, of another kind, or made by another model.
+        CheckpointError: It is damaged, hostile, of another kind, or made by another model or from other tokens.
     """
     path = Path(path)
+    if config is None:
+        config = getattr(model, "config", None)
+    if device is None:
+        device = getattr(model, "device", "cpu")
     os.close(open_regular(path))  # a pipe or a folder is refused before anybody waits for it
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"'{path}' is no sound safetensors file: {error}. Save the cache again.") from error
-    return _Reader(path, tensors, config, torch.device(device)).read(metadata, wanted)
+    reader = _Reader(path, tensors, config, torch.device(device))
+    cache = reader.read(metadata, wanted)
+    check_use(path, cache, model, None if tokens is None else as_tokens(tokens))
+    return cache
 
 
 class _Reader:
@@ -140,6 +155,7 @@ class _Reader:
         about = parse_json_object(metadata["cache"].encode("utf-8", "replace"), f"'{self.path}'", CheckpointError)
         try:
             cache = self._cache(about, "")
+            self._note(cache, metadata)
         except (ConfigError, InputError) as error:
             raise self.bad(str(error).rstrip(".")) from error
         if self.tensors:
@@ -150,6 +166,25 @@ class _Reader:
                 f"Load it with {type(cache).__name__}.load() or Cache.load()."
             )
         return cache
+
+    def _note(self, cache: Cache, metadata: dict[str, str]) -> None:
+        """Take over which tokens were read and by which model, where the file says it."""
+        tokens = self.tensors.pop(TOKENS, None)
+        if tokens is not None:
+            length = cache.get_seq_length()
+            if tokens.dtype != torch.int64 or tokens.dim() != 2 or tokens.shape[1] > length:
+                raise self.bad(f"its tokens are {tokens.dtype} of shape {tuple(tokens.shape)} for {length} places")
+            if self.rows is not None and tokens.shape[0] != self.rows:
+                raise self.bad(f"its tokens have {tokens.shape[0]} rows, and {self.rows} are needed")
+            if cache.record is not None and tokens.shape[1]:
+                cache.record.note(tokens.to(self.device), 0)
+        if "model" not in metadata:
+            return
+        about = parse_json_object(metadata["model"].encode("utf-8", "replace"), f"'{self.path}'", CheckpointError)
+        if sorted(about) != sorted(FINGERPRINT) or not all(isinstance(one, str) for one in about.values()):
+            raise self.bad(f"it describes its model by {sorted(about)}, and {sorted(FINGERPRINT)} are needed")
+        if cache.record is not None:
+            cache.record.fingerprint = about
 
     def _cache(self, about: dict[str, Any], prefix: str) -> Cache:
         kind = about.get("kind")
