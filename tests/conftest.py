@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from pathlib import Path
+from typing import Any
 
 # Before any library reads them: no test may reach the network or hang on the colours and threads of a shell.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -73,4 +74,51 @@ def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     torch.manual_seed(0)
     GPT2LMHeadModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_bytes() -> Any:
+    """Makes byte-level tokenizers in which every byte is a token: `make_bytes(special_tokens, **options)`."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    from quintet.tokenizers.engine import byte_values
+    from quintet.tokenizers.fast import PreTrainedTokenizerFast
+
+    def make(special: tuple[str, ...] = (), **options: Any) -> PreTrainedTokenizerFast:
+        vocabulary = {char: index for index, char in enumerate(byte_values())}
+        engine = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+        engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        engine.decoder = decoders.ByteLevel()
+        engine.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+        return PreTrainedTokenizerFast(tokenizer_object=engine, **options)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def talking_gpt_oss(make_bytes: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny gpt-oss with a vocabulary of bytes and the tokens of harmony. Tests must not write into it."""
+    from quintet.models.gpt_oss import GptOssForCausalLM, tiny
+
+    folder = tmp_path_factory.mktemp("tiny-gpt-oss")
+    special = ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>", "<|return|>", "<|call|>")
+    tokenizer = make_bytes(special, eos_token="<|return|>")
+    tokenizer.save_pretrained(folder)
+    config = tiny(vocab_size=len(tokenizer), pad_token_id=None, eos_token_id=261, max_position_embeddings=4096)
+    GptOssForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def talking_seed_oss(make_bytes: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Seed-OSS with a vocabulary of bytes and its tags. Tests must not write into it."""
+    from quintet.models.seed_oss import SeedOssForCausalLM, tiny
+
+    folder = tmp_path_factory.mktemp("tiny-seed-oss")
+    special = ("<seed:bos>", "<seed:eos>", "<seed:think>", "</seed:think>", "<seed:cot_budget_reflect>")
+    tokenizer = make_bytes(special, eos_token="<seed:eos>")
+    tokenizer.save_pretrained(folder)
+    ids = {"pad_token_id": None, "bos_token_id": 256, "eos_token_id": 257}
+    SeedOssForCausalLM(tiny(vocab_size=len(tokenizer), max_position_embeddings=4096, **ids)).save_pretrained(folder)
     return folder

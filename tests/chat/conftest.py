@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from quintet.tokenizers.engine import byte_values
 from quintet.tokenizers.fast import PreTrainedTokenizerFast
 from quintet.tokenizers.tiktoken import write_tokenizer
 
@@ -21,22 +19,6 @@ SEED_TOKENS = (
     *("<seed:bos>", "<seed:eos>", "<seed:pad>", "<seed:think>", "</seed:think>"),
     *("<seed:cot_budget_reflect>", "</seed:cot_budget_reflect>", "<seed:tool_call>", "</seed:tool_call>"),
 )
-
-
-def byte_tokenizer(special: tuple[str, ...] = (), **kwargs: Any) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer in which every byte is a token: small, and hard on streaming."""
-    vocabulary = {char: index for index, char in enumerate(byte_values())}
-    engine = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    engine.decoder = decoders.ByteLevel()
-    engine.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
-    return PreTrainedTokenizerFast(tokenizer_object=engine, **kwargs)
-
-
-@pytest.fixture(scope="session")
-def make_bytes() -> Any:
-    """`byte_tokenizer`."""
-    return byte_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -59,6 +41,6 @@ def oracle(data_dir: Path) -> Any:
 
 
 @pytest.fixture(scope="session")
-def seed_tokenizer() -> PreTrainedTokenizerFast:
+def seed_tokenizer(make_bytes: Any) -> PreTrainedTokenizerFast:
     """Bytes and Seed-OSS' special tokens."""
-    return byte_tokenizer(SEED_TOKENS, bos_token="<seed:bos>", eos_token="<seed:eos>", pad_token="<seed:pad>")
+    return make_bytes(SEED_TOKENS, bos_token="<seed:bos>", eos_token="<seed:eos>", pad_token="<seed:pad>")

@@ -6,23 +6,19 @@ import io
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from quintet.chat import ChatEvent
 from quintet.cli.main import main
 from quintet.cli.terminal import Screen, gather
 from quintet.generation.loops.column import Column
-from quintet.tokenizers.engine import byte_values
 from quintet.tokenizers.fast import PreTrainedTokenizerFast
 
-HARMONY = ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>", "<|return|>", "<|call|>")
-SEED = ("<seed:bos>", "<seed:eos>", "<seed:think>", "</seed:think>", "<seed:cot_budget_reflect>")
 TOOL = {"type": "function", "function": {"name": "weather", "description": "Weather.", "parameters": {
     "type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}}  # fmt: skip
 
@@ -50,41 +46,6 @@ def chat(tiny_gpt2: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
         return captured.out, captured.err
 
     return run
-
-
-def save_bytes(folder: Path, special: Sequence[str], end: str) -> PreTrainedTokenizerFast:
-    vocabulary = {char: index for index, char in enumerate(byte_values())}
-    engine = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    engine.decoder = decoders.ByteLevel()
-    engine.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=engine, eos_token=end)
-    tokenizer.save_pretrained(folder)
-    return tokenizer
-
-
-@pytest.fixture(scope="module")
-def gpt_oss(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny gpt-oss with a vocabulary of bytes and the tokens of harmony."""
-    from quintet.models.gpt_oss import GptOssForCausalLM, tiny
-
-    folder = tmp_path_factory.mktemp("tiny-gpt-oss")
-    tokenizer = save_bytes(folder, HARMONY, "<|return|>")
-    config = tiny(vocab_size=len(tokenizer), pad_token_id=None, eos_token_id=261, max_position_embeddings=4096)
-    GptOssForCausalLM(config).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def seed_oss(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Seed-OSS with a vocabulary of bytes and its tags."""
-    from quintet.models.seed_oss import SeedOssForCausalLM, tiny
-
-    folder = tmp_path_factory.mktemp("tiny-seed-oss")
-    tokenizer = save_bytes(folder, SEED, "<seed:eos>")
-    ids = {"pad_token_id": None, "bos_token_id": 256, "eos_token_id": 257}
-    SeedOssForCausalLM(tiny(vocab_size=len(tokenizer), max_position_embeddings=4096, **ids)).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
@@ -131,9 +92,9 @@ def test_json_is_one_event_a_line_and_the_answer_at_the_end(chat) -> None:
     assert "tokens of 128" in err
 
 
-def test_channels_of_gpt_oss(chat, says, gpt_oss: Path) -> None:
-    asked = says(gpt_oss, THINKING + FINAL, THINKING + FINAL)
-    out, err = chat("2+2?\n/effort high\nagain\n", "--system", "Be brief.", model=gpt_oss)
+def test_channels_of_gpt_oss(chat, says, talking_gpt_oss: Path) -> None:
+    asked = says(talking_gpt_oss, THINKING + FINAL, THINKING + FINAL)
+    out, err = chat("2+2?\n/effort high\nagain\n", "--system", "Be brief.", model=talking_gpt_oss)
     assert out == "It is 4\\x1b[2J.\n" * 2, "no control sequence reaches the terminal"
     assert "Let me\nsee.\n" in err and "Effort: high." in err and "tokens/s" in err
     assert "Be brief." in asked[0]["prompt"] and "Reasoning: medium" in asked[0]["prompt"]
@@ -142,9 +103,9 @@ def test_channels_of_gpt_oss(chat, says, gpt_oss: Path) -> None:
     assert asked[0]["eos_token_id"] == [261, 262]
 
 
-def test_reasoning_as_one_line(chat, says, gpt_oss: Path) -> None:
-    says(gpt_oss, THINKING + FINAL, THINKING + FINAL)
-    out, err = chat("2+2?\n/think on\nagain\n", "--hide-reasoning", model=gpt_oss)
+def test_reasoning_as_one_line(chat, says, talking_gpt_oss: Path) -> None:
+    says(talking_gpt_oss, THINKING + FINAL, THINKING + FINAL)
+    out, err = chat("2+2?\n/think on\nagain\n", "--hide-reasoning", model=talking_gpt_oss)
     assert out.count("It is 4") == 2
     assert re.search(r"^thought for 11 tokens$", err, re.M), "of a byte each"
     assert err.count("Let me\nsee.") == 2, "shown after /think on, and then as it comes"
@@ -163,11 +124,11 @@ def test_folded_reasoning_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().out == "Hm.\n\nYes.\n"
 
 
-def test_tool_calls_and_their_results(chat, says, gpt_oss: Path, tmp_path: Path) -> None:
+def test_tool_calls_and_their_results(chat, says, talking_gpt_oss: Path, tmp_path: Path) -> None:
     (tmp_path / "tools.json").write_text(json.dumps([TOOL]))
-    asked = says(gpt_oss, THINKING + CALL, FINAL.removeprefix("<|start|>assistant"))
+    asked = says(talking_gpt_oss, THINKING + CALL, FINAL.removeprefix("<|start|>assistant"))
     lines = "Weather?\n/tool 12 degrees\n/tool again\n"
-    out, err = chat(lines, "--tools", str(tmp_path / "tools.json"), model=gpt_oss, code=1)
+    out, err = chat(lines, "--tools", str(tmp_path / "tools.json"), model=talking_gpt_oss, code=1)
     assert out == 'tool call: weather {"city": "Oslo"}\nIt is 4\\x1b[2J.\n'
     assert "The model waits for the tool: /tool RESULT gives it." in err
     assert "type weather = (_: {" in asked[0]["prompt"]
@@ -175,15 +136,15 @@ def test_tool_calls_and_their_results(chat, says, gpt_oss: Path, tmp_path: Path)
     assert "the model waits for no tool" in err
 
 
-def test_a_call_that_was_cut_off_is_not_kept(chat, says, gpt_oss: Path) -> None:
-    asked = says(gpt_oss, THINKING + CALL[:-20], FINAL)
-    chat("Weather?\nWell?\n", model=gpt_oss)
+def test_a_call_that_was_cut_off_is_not_kept(chat, says, talking_gpt_oss: Path) -> None:
+    asked = says(talking_gpt_oss, THINKING + CALL[:-20], FINAL)
+    chat("Weather?\nWell?\n", model=talking_gpt_oss)
     assert "functions.weather" not in asked[1]["prompt"] and "Well?" in asked[1]["prompt"]
 
 
-def test_thinking_of_seed_oss(chat, says, seed_oss: Path) -> None:
-    asked = says(seed_oss, "<seed:think>Hm.</seed:think>\nFour.<seed:eos>")
-    out, err = chat("2+2?\n", "--effort", "low", model=seed_oss)
+def test_thinking_of_seed_oss(chat, says, talking_seed_oss: Path) -> None:
+    asked = says(talking_seed_oss, "<seed:think>Hm.</seed:think>\nFour.<seed:eos>")
+    out, err = chat("2+2?\n", "--effort", "low", model=talking_seed_oss)
     assert out == "Four.\n" and "Hm.\n" in err
     assert "512" in asked[0]["prompt"]
 
@@ -291,7 +252,7 @@ def test_wrong_command_lines(argv: list[str], code: int, message: str, chat) -> 
     assert message in chat("one\n", *argv, code=code)[1]
 
 
-def test_wrong_models_and_tools(chat, tmp_path: Path, gpt_oss: Path) -> None:
+def test_wrong_models_and_tools(chat, tmp_path: Path, talking_gpt_oss: Path) -> None:
     assert "/no/such/model" in chat("one\n", model="/no/such/model", code=1)[1]
     file = tmp_path / "tools.json"
     for content, message in (("{", "is not JSON"), ("{}", "must hold a list of tools, not a dict")):
@@ -300,7 +261,7 @@ def test_wrong_models_and_tools(chat, tmp_path: Path, gpt_oss: Path) -> None:
     file.write_text(json.dumps([TOOL]))
     assert "was not trained to call tools" in chat("one\n", "--tools", str(file), code=1)[1]
     file.write_text("[3]")
-    assert "quintet: error:" in chat("one\n", "--tools", str(file), model=gpt_oss, code=1)[1]
+    assert "quintet: error:" in chat("one\n", "--tools", str(file), model=talking_gpt_oss, code=1)[1]
 
 
 @pytest.mark.parametrize(
@@ -321,11 +282,11 @@ def test_messages_of_several_lines(lines: list[str], message: str | None) -> Non
     assert gather(lambda more: next(left, None)) == message
 
 
-def test_colours_only_where_they_are_wanted(chat, says, gpt_oss: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_colours_only_where_they_are_wanted(chat, says, talking_gpt_oss: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     for argv, coloured in (([], True), (["--no-color"], False)):
-        says(gpt_oss, THINKING + CALL)
-        out, err = chat("2+2?\n", *argv, model=gpt_oss)
+        says(talking_gpt_oss, THINKING + CALL)
+        out, err = chat("2+2?\n", *argv, model=talking_gpt_oss)
         assert (
             "\x1b[36mtool call: weather \x1b[0m" in out,
             "\x1b[2mLet me\n" in err.replace("\x1b[0m\x1b[2m", ""),

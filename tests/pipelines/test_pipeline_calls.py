@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import quintet
-from quintet.errors import QuintetError
 from quintet.pipelines import (
     TASKS,
     AggregationStrategy,
@@ -256,11 +255,6 @@ def test_chats_in_lists_batches_and_generators(chatting: Any, alike: Alike) -> N
     alike(list(chatting(chat for chat in [CHAT, other])), alone)
     alike(chatting(message for message in CHAT), alone[0])
     alike(chatting([CHAT, "The cat"], batch_size=2), [alone[0], chatting("The cat")])
-
-
-def test_a_chat_needs_a_template(ours: Ours) -> None:
-    with pytest.raises(QuintetError, match="chat template"):
-        ours("text-generation")(CHAT)
 
 
 def test_tools_reach_the_template(chatting: Any) -> None:

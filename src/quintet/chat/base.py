@@ -17,12 +17,14 @@ class ChatFormat(ABC):
     """How a family of models talks.
 
     `name` says which format it is, `native` whether the model was trained on it (a plain transcript is made up),
-    `stop_tokens` which tokens end an answer, `options` which keywords its `render` takes beside the common ones.
+    `stop_tokens` which tokens end an answer, `stop_strings` which texts do, `options` which keywords its `render` takes
+    beside the common ones.
     """
 
     name: str
     native = True
     stop_tokens: tuple[str, ...] = ()
+    stop_strings: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
 
     @abstractmethod

@@ -120,6 +120,11 @@ def tick() -> None:
 
 
 def check_length(size: int, what: str = "a text") -> None:
+    """Refuse a text of so many characters.
+
+    Raises:
+        ChatError: It is longer than the limit.
+    """
     if size > current_limits().text:
         raise ChatError(
             f"The chat template makes {what} of more than {current_limits().text:,} characters and was stopped."
@@ -127,6 +132,11 @@ def check_length(size: int, what: str = "a text") -> None:
 
 
 def check_items(count: int) -> None:
+    """Refuse a list of so many items.
+
+    Raises:
+        ChatError: It is longer than the limit.
+    """
     if count > current_limits().items:
         raise ChatError(
             f"The chat template makes a list of more than {current_limits().items:,} items and was stopped."
@@ -246,15 +256,17 @@ def check_format(text: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
     check_length(len(text) + text.count("{") * weigh([*args, *kwargs.values()])[1])
 
 
-def _too_many_digits() -> ChatError:
-    return ChatError(f"The chat template uses a number of more than {current_limits().digits} digits and was stopped.")
+def _check_bits(bits: int, verb: str = "makes") -> None:
+    """Refuse a number of so many bits."""
+    if bits > 4 * current_limits().digits:
+        raise ChatError(
+            f"The chat template {verb} a number of more than {current_limits().digits} digits and was stopped."
+        )
 
 
 def _check_number(value: Any) -> None:
-    if isinstance(value, int) and value.bit_length() > 4 * current_limits().digits:
-        raise ChatError(
-            f"The chat template makes a number of more than {current_limits().digits} digits and was stopped."
-        )
+    if isinstance(value, int):
+        _check_bits(value.bit_length())
 
 
 def short_number(value: int) -> str:
@@ -272,14 +284,10 @@ def check_operation(operator: str, left: Any, right: Any) -> None:
         for one, other in ((left, right), (right, left)):
             if isinstance(one, (str, list, tuple)) and isinstance(other, int):
                 (check_length if isinstance(one, str) else check_items)(len(one) * max(0, other))
-        if numbers and left.bit_length() + right.bit_length() > 4 * current_limits().digits:
-            raise ChatError(
-                f"The chat template makes a number of more than {current_limits().digits} digits and was stopped."
-            )
-    elif operator == "**" and numbers and left.bit_length() * abs(right) > 4 * current_limits().digits:
-        raise ChatError(
-            f"The chat template makes a number of more than {current_limits().digits} digits and was stopped."
-        )
+        if numbers:
+            _check_bits(left.bit_length() + right.bit_length())
+    elif operator == "**" and numbers:
+        _check_bits(left.bit_length() * abs(right))
     elif operator == "+" and isinstance(left, str) and isinstance(right, str):
         check_length(len(left) + len(right))
     elif operator == "%" and isinstance(left, str):
@@ -303,10 +311,8 @@ def check_filter(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> No
     text = args[0] if args and isinstance(args[0], str) else None
     if text is None:
         return
-    if name == "int" and len(text) > current_limits().digits:
-        raise ChatError(
-            f"The chat template reads a number of more than {current_limits().digits} digits and was stopped."
-        )
+    if name == "int":
+        _check_bits(4 * len(text), "reads")
     if name in ("list", "sort", "unique", "reverse", "batch", "slice", "map", "select", "reject", "groupby", "sum"):
         check_items(len(text))
     if name == "replace":

@@ -13,7 +13,7 @@ from quintet.chat.seed_oss import SeedOss
 from quintet.chat.transcript import TemplateFormat, Transcript
 from quintet.errors import ChatError, suggest
 
-__all__ = ["FORMATS", "chat_format"]
+__all__ = ["FORMATS", "chat_format", "format_of_model"]
 
 logger = logging.getLogger("quintet.chat")
 
@@ -62,6 +62,14 @@ def chat_format(source: Any, tokenizer: Any = None) -> ChatFormat:
         options = sorted([*FORMATS, *PLAIN, Harmony.name, Transcript.name])
         raise ChatError(f"There is no family or chat format {name!r}; there are {options}.{suggest(name, options)}")
     return _general(tokenizer if name in PLAIN else None)
+
+
+def format_of_model(model_type: str | None, tokenizer: Any) -> ChatFormat:
+    """Return the chat format of a loaded model: that of its family, or what the tokens of its tokenizer tell.
+
+    A family of somebody's own is known by its tokens, or is none that talks; see `chat_format`.
+    """
+    return chat_format(model_type if model_type in FORMATS else tokenizer)
 
 
 def _general(tokenizer: Any) -> ChatFormat:

@@ -191,7 +191,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
         return checked
 
-    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+    def call(__self: _Environment, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         limits.check_call(__obj, args, kwargs)
         result = super().call(__context, __obj, *args, **kwargs)
         if isinstance(result, (str, list, tuple, dict)):

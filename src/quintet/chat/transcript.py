@@ -102,6 +102,7 @@ class Transcript(ChatFormat):
 
     name = "transcript"
     native = False
+    stop_strings = _NEXT_SPEAKER
 
     def __init__(self, end: str | None = None) -> None:
         self.stop_tokens = (end,) if end else ()
@@ -142,7 +143,7 @@ class Transcript(ChatFormat):
         """Return a parser for the answer; see `ChatFormat.parser`."""
         del tools
         goes_on = prompt is not None and not prompt.text.endswith("Assistant:")
-        return PlainParser(tokenizer, self.stop_tokens, _NEXT_SPEAKER, strip=not goes_on)
+        return PlainParser(tokenizer, self.stop_tokens, self.stop_strings, strip=not goes_on)
 
 
 class TemplateFormat(ChatFormat):

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from quintet.chat import ChatEvent, chat_format
-from quintet.chat.registry import FORMATS
+from quintet.chat import ChatEvent
+from quintet.chat.registry import format_of_model
 from quintet.cli.common import (
     BUNDLED_MODEL,
     DTYPES,
@@ -131,8 +131,7 @@ def _open(args: argparse.Namespace, tools: list[Any] | None, screen: Screen) -> 
         screen.note(f"Loading {name} ...")
     tokenizer = AutoTokenizer.from_pretrained(name, revision=args.revision)
     family = AutoConfig.from_pretrained(name, revision=args.revision).model_type
-    # A family of somebody's own is known by its tokens, or is none that talks.
-    form = chat_format(family if family in FORMATS else tokenizer)
+    form = format_of_model(family, tokenizer)
     if args.effort is not None and "reasoning_effort" not in form.options:
         raise UsageError(
             f"--effort: the chat format of this model, {form.name}, has no reasoning effort. Leave it out."

@@ -1,4 +1,7 @@
-"""Lengths and ends of generated text, so that a prompt in a batch gets what it gets alone."""
+"""Lengths, ends and scores of generated text, so that a prompt in a batch gets what it gets alone.
+
+Letters: V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import torch
 from quintet.errors import GenerationError
 from quintet.generation import StopStringCriteria
 
-__all__ = ["Budget", "StopRecorder", "cut_after_end", "lengths_for"]
+__all__ = ["Budget", "StopRecorder", "cut_after_end", "lengths_for", "scores_of", "with_ends"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,20 @@ def lengths_for(wanted: Mapping[str, Any], prompt: int, prefix: int, room: int |
     return Budget(most, least)
 
 
+def with_ends(wanted: Mapping[str, Any], ids: Sequence[int], texts: Sequence[str]) -> dict[str, Any]:
+    """Return options of generate() that end a text also at these ids and texts.
+
+    Args:
+        wanted: The options in force.
+        ids: Ids of tokens.
+        texts: Stop strings.
+    """
+    eos, stops = wanted["eos_token_id"], wanted["stop_strings"]
+    known = {*eos} if isinstance(eos, (list, tuple)) else set() if eos is None else {eos}
+    given = [stops] if isinstance(stops, str) else list(stops or ())
+    return {"eos_token_id": sorted({*known, *ids}) or None, "stop_strings": [*given, *texts] or None}
+
+
 class StopRecorder(StopStringCriteria):
     """Stop strings that remember how long each row was when one of them was complete."""
 
@@ -98,3 +115,13 @@ def cut_after_end(rows: Sequence[list[int]], eos: Any, ends: Sequence[int | None
         end = ends[number] if ends else None
         lengths.append(min([*found, *([] if end is None else [end]), len(row)]))
     return [row[: max(lengths)] for row in rows]
+
+
+def scores_of(made: Any, rows: range, new: int) -> dict[str, list[Any]]:
+    """Return `scores` and `logits` of some rows, (steps, V) for each, where generate() was asked for them."""
+    found = {}
+    for name in ("scores", "logits"):
+        steps = getattr(made, name, None)
+        if steps:
+            found[name] = [torch.stack([step[row] for step in steps[:new]]).cpu().tolist() for row in rows]
+    return found

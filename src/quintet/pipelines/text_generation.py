@@ -11,14 +11,16 @@ from typing import Any, ClassVar
 
 import torch
 
+from quintet.chat import ChatFormat
+from quintet.chat.registry import format_of_model
 from quintet.errors import ConfigError, InputError
 from quintet.generation.known_tokens import KnownTokensLogitsProcessor, known_tokens
 from quintet.generation.options import OPTIONS
 from quintet.pipelines.base import Parameters, Pipeline
 from quintet.pipelines.batches import MASK, Piece, collate, real_length
-from quintet.pipelines.generating import Budget, StopRecorder, cut_after_end, lengths_for
+from quintet.pipelines.generating import Budget, StopRecorder, cut_after_end, lengths_for, scores_of, with_ends
 from quintet.pipelines.inputs import checked_text
-from quintet.pipelines.messages import answered, chat_or_stream, continues, is_chat
+from quintet.pipelines.messages import Asked, answered, ask, chat_or_stream, continues, is_chat, named_format, templated
 from quintet.tokenizers.stream import gap_after
 
 __all__ = ["ReturnType", "TextGenerationPipeline"]
@@ -53,13 +55,18 @@ class TextGenerationPipeline(Pipeline):
         stop_sequence: One string, or several, that end a continuation; it is part of the result.
         continue_final_message: Go on with the last message of a chat; None: when it is the assistant's.
         tools, documents: For the chat template.
+        chat_format: How chats are written and answers read: a name that `quintet.chat.chat_format` knows, or a format.
+            None: the tokenizer's own template, whose answers are text; without one the format of the family, whose
+            answers are messages with `content`, `reasoning_content` and `tool_calls` apart. `tokenizer_encode_kwargs`
+            are then the options of the format, such as {"reasoning_effort": "low"}.
         add_special_tokens, padding, truncation, tokenizer_encode_kwargs: For the tokenizer.
         max_length: Tokens in all, prompt included, but not the prefix.
         streamer: Gets each continuation as it is written.
         **generate_kwargs: Everything that `generate` takes. Unless call, pipeline or the model's generation config
             say otherwise, 256 tokens are sampled at temperature 0.7, or as many as fit behind the prompt.
 
-    A call gives a list of records `{"generated_text"}` for one prompt, and a list of such lists for several.
+    A call gives a list of records `{"generated_text"}` for one prompt, and a list of such lists for several. With
+    return_full_text=False, that of a chat is the text of the answer alone.
     """
 
     default_task: ClassVar[str] = "text-generation"
@@ -67,6 +74,7 @@ class TextGenerationPipeline(Pipeline):
 
     def __init__(self, model: Any, tokenizer: Any = None, **options: Any) -> None:
         self._known: KnownTokensLogitsProcessor | None = None
+        self._form: ChatFormat | None = None  # of chats without a template; looked up once, as it may warn
         super().__init__(model, tokenizer, **options)
         self._known = known_tokens(model, self.tokenizer)
         prefix = getattr(model.config, "prefix", None)
@@ -88,6 +96,7 @@ class TextGenerationPipeline(Pipeline):
         tokenizer_encode_kwargs: dict[str, Any] | None = None,
         tools: Any = None,
         documents: Any = None,
+        chat_format: str | ChatFormat | None = None,
         **generate: Any,
     ) -> Parameters:
         if handle_long_generation not in (None, "hole"):
@@ -101,6 +110,7 @@ class TextGenerationPipeline(Pipeline):
             "tokenizer_encode_kwargs": tokenizer_encode_kwargs,
             "tools": tools,
             "documents": documents,
+            "chat_format": named_format(chat_format, self.tokenizer),
             **{name: generate.pop(name) for name in ENCODING if name in generate},
         }
         after = {
@@ -141,6 +151,7 @@ class TextGenerationPipeline(Pipeline):
         tokenizer_encode_kwargs: dict[str, Any] | None = None,
         tools: Any = None,
         documents: Any = None,
+        chat_format: ChatFormat | None = None,
         **encoding: Any,
     ) -> list[Piece]:
         """Encode a prompt, and find out how many tokens may follow it."""
@@ -150,10 +161,18 @@ class TextGenerationPipeline(Pipeline):
         if "padding" in encoding:
             encoding["padding_side"] = "left"
         encoding.update(tokenizer_encode_kwargs or {})
-        extra = 0
+        extra, asked = 0, None
         if is_chat(item):
             encoding.pop("add_special_tokens", None)
-            encoded = self._encode_chat(item, continue_final_message, tools, documents, encoding)
+            if chat_format is None and self.tokenizer.chat_template is None:
+                self._form = self._form or format_of_model(self.model.config.model_type, self.tokenizer)
+                chat_format = self._form
+            goes_on = continues(item, continue_final_message)
+            if chat_format is None:
+                encoded = templated(self.tokenizer, item, goes_on, tools, documents, encoding)
+            else:
+                asked = ask(chat_format, self.tokenizer, item, goes_on, tools, documents, encoding)
+                encoded = {"input_ids": asked.prompt.ids(self.tokenizer)}
         else:
             if not isinstance(item, str) and isinstance(item, (list, tuple, Mapping)):
                 raise InputError(
@@ -166,7 +185,7 @@ class TextGenerationPipeline(Pipeline):
                     self.encode(prefix, add_special_tokens=encoding.get("add_special_tokens", False))["input_ids"]
                 )
         columns = {name: list(encoded[name]) for name in ("input_ids", MASK) if name in encoded}
-        piece = Piece(columns, {"prompt": item, "read": len(columns["input_ids"])})
+        piece = Piece(columns, {"prompt": item, "read": len(columns["input_ids"]), "asked": asked})
         if real_length(piece) == 0:
             piece.notes["read"] = 0
             self._begin_from_nothing(piece)
@@ -175,22 +194,6 @@ class TextGenerationPipeline(Pipeline):
             self._make_room(piece, wanted)
         piece.notes["budget"] = lengths_for(wanted, real_length(piece), extra, self._room(piece))
         return [piece]
-
-    def _encode_chat(self, chat: Any, asked: bool | None, tools: Any, documents: Any, encoding: dict[str, Any]) -> Any:
-        goes_on = continues(chat, asked)
-        options = dict(encoding)
-        if "padding_side" in options:
-            options["tokenizer_kwargs"] = {"padding_side": options.pop("padding_side")}
-        return self.tokenizer.apply_chat_template(
-            list(chat),
-            tools=tools,
-            documents=documents,
-            add_generation_prompt=not goes_on,
-            continue_final_message=goes_on,
-            tokenize=True,
-            return_dict=True,
-            **options,
-        )
 
     def _begin_from_nothing(self, piece: Piece) -> None:
         """An empty prompt becomes the token that begins a text."""
@@ -254,7 +257,9 @@ class TextGenerationPipeline(Pipeline):
         alone = any(options.get(name) is not None for name in ALONE)
         groups: dict[Any, list[int]] = {}
         for index, piece in enumerate(pieces):
-            groups.setdefault(index if alone else piece.notes["budget"], []).append(index)
+            asked: Asked | None = piece.notes["asked"]
+            stops = asked and (asked.stop_ids, asked.form.stop_strings)
+            groups.setdefault(index if alone else (piece.notes["budget"], stops), []).append(index)
         outputs: list[Any] = [None] * len(pieces)
         for members in groups.values():
             results = self._generate([pieces[index] for index in members], options, wanted)
@@ -269,6 +274,11 @@ class TextGenerationPipeline(Pipeline):
         tensors = collate(pieces, pad_id=self.pad_id, side="left", device=self.device)
         tensors.setdefault(MASK, torch.ones_like(tensors["input_ids"]))
         keywords = budget.applied(options)
+        asked: Asked | None = pieces[0].notes["asked"]
+        if asked is not None:
+            stops = with_ends(wanted, asked.stop_ids, asked.form.stop_strings)
+            keywords.update(stops)
+            wanted = {**wanted, **stops}
         sampled = [name for name in wanted["by_default"] if name == "do_sample" or wanted["do_sample"]]
         keywords.update({name: wanted[name] for name in sampled if name != "max_new_tokens"})
         recorder = None
@@ -293,7 +303,7 @@ class TextGenerationPipeline(Pipeline):
             if len(pieces) > 1:
                 ends = None if recorder is None else [recorder.end(row) for row in mine]
                 new = cut_after_end(new, wanted["eos_token_id"], ends)
-            results.append({"new": new, **_scores(made, mine, max(map(len, new)))})
+            results.append({"new": new, **scores_of(made, mine, max(map(len, new)))})
         return results
 
     def _filler(self, eos: Any) -> int:
@@ -320,7 +330,7 @@ class TextGenerationPipeline(Pipeline):
             "skip_special_tokens": True if skip_special_tokens is None else skip_special_tokens,
             "clean_up_tokenization_spaces": clean_up_tokenization_spaces,
         }
-        prompt, begun = piece.notes["prompt"], piece.notes["read"] > 0
+        prompt, begun, asked = piece.notes["prompt"], piece.notes["read"] > 0, piece.notes["asked"]
         gap = (
             gap_after(self.tokenizer, piece.ids) if begun and not is_chat(prompt) and not prompt[-1:].isspace() else ""
         )
@@ -330,10 +340,13 @@ class TextGenerationPipeline(Pipeline):
                 records.append({"generated_token_ids": [*piece.ids, *new]})
                 continue
             ids = new if begun else [*piece.ids, *new]
-            text: Any = self.tokenizer.decode(ids, **decoding)
+            text: Any = "" if asked else self.tokenizer.decode(ids, **decoding)
             text = gap + text if text and not text[0].isspace() else text
+            answer = asked.answer(self.tokenizer, new) if asked else {"role": "assistant", "content": text}
             if return_type is ReturnType.FULL_TEXT:
-                text = answered(prompt, text, continue_final_message) if is_chat(prompt) else prompt + text
+                text = answered(prompt, answer, continue_final_message) if is_chat(prompt) else prompt + text
+            elif asked:
+                text = answer["content"]
             extra = {name: values[number] for name, values in output.items() if name != "new"}
             records.append({"generated_text": text, **extra})
         return records
@@ -361,13 +374,3 @@ def _return_type(kind: Any, full: bool | None, tensors: bool | None, text: bool 
     if full is not None:
         return ReturnType.FULL_TEXT if full else ReturnType.NEW_TEXT
     return ReturnType.TENSORS if tensors else None
-
-
-def _scores(made: Any, rows: range, new: int) -> dict[str, list[Any]]:
-    """`scores` and `logits` of some rows, (steps, V) for each, where generate() was asked for them."""
-    found = {}
-    for name in ("scores", "logits"):
-        steps = getattr(made, name, None)
-        if steps:
-            found[name] = [torch.stack([step[row] for step in steps[:new]]).cpu().tolist() for row in rows]
-    return found
