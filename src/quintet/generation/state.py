@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from quintet.cache import Cache
+from quintet.cache.record import UNKNOWN
 from quintet.errors import GenerationError, InputError
 from quintet.generation.buffer import ColumnBuffer
 
@@ -93,6 +94,7 @@ class DecodeState:
         room: Tokens that are expected to follow, to size buffers.
         use_cache: Keep keys and values; otherwise every step computes the whole sequence again.
         collect: Names of further outputs to ask for, such as "attentions" and "hidden_states".
+        chunk: Tokens of the prompt to read at once; None for all. Further outputs are those of the last part.
     """
 
     def __init__(
@@ -103,11 +105,13 @@ class DecodeState:
         room: int = 0,
         use_cache: bool = True,
         collect: tuple[str, ...] = (),
+        chunk: int | None = None,
     ) -> None:
         self.model = model
         self.cache = prompt.cache
         self.collected: dict[str, Any] = {}
         self._collect = collect
+        self._chunk = chunk
         self._use_cache = use_cache
         self._rows = prompt.ids.shape[0]
         self._first, self._embeds = prompt.feed, prompt.embeds
@@ -135,9 +139,16 @@ class DecodeState:
 
     def prefill(self) -> torch.Tensor:
         """Read the prompt and return the scores of its next token, (B, V) in float32."""
-        inputs: dict[str, Any] = {"input_ids": self._first} if self._embeds is None else {"inputs_embeds": self._embeds}
-        inputs.update({name: buffer.view for name, buffer in self._per_token.items()})
-        scores = self._forward(inputs)
+        name, whole = ("input_ids", self._first) if self._embeds is None else ("inputs_embeds", self._embeds)
+        if whole is None:
+            raise GenerationError("the prompt was read before. Begin a new DecodeState.")
+        tokens = whole.shape[1]
+        size = self._chunk or tokens
+        for begin in range(0, tokens, size):
+            end = min(begin + size, tokens)
+            inputs: dict[str, Any] = {name: whole[:, begin:end]}
+            inputs.update({key: buffer.view[:, begin:end] for key, buffer in self._per_token.items()})
+            scores = self._forward(inputs, unread=tokens - end)
         self._first = self._embeds = None
         return scores
 
@@ -158,15 +169,18 @@ class DecodeState:
         """Read one more token of each row, (B,), and return the scores of the next, (B, V) in float32."""
         return self._forward(self._next_inputs(tokens[:, None]))  # (B,) -> (B, 1)
 
-    def advance_many(self, tokens: torch.Tensor) -> torch.Tensor:
+    def advance_many(self, tokens: torch.Tensor, keep: int | None = None) -> torch.Tensor:
         """Read the next tokens of each row, (B, N), and return the scores after each of them, (B, N, V) in float32.
 
         `crop` forgets those that are rejected.
+
+        Args:
+            tokens: (B, N).
+            keep: Scores of the last so many tokens only.
         """
-        count = tokens.shape[1]
-        if count == 1:
-            return self.advance(tokens[:, 0])[:, None]  # (B, V) -> (B, 1, V)
-        return self._forward(self._next_inputs(tokens), keep=count)
+        keep = tokens.shape[1] if keep is None else keep
+        scores = self._forward(self._next_inputs(tokens), keep=keep)
+        return scores[:, None] if keep == 1 else scores  # (B, V) -> (B, 1, V)
 
     def _next_inputs(self, tokens: torch.Tensor) -> dict[str, Any]:
         """Take note of (B, N) tokens and return what `forward` is to read."""
@@ -184,12 +198,15 @@ class DecodeState:
             self._all_ids.append(column)
         return {"input_ids": self._all_ids.view, **{name: one.view for name, one in self._per_token.items()}}
 
-    def _forward(self, inputs: dict[str, Any], keep: int = 1) -> torch.Tensor:
-        """Run the model; return the scores of the last token, (B, V), or those of the last `keep`, (B, keep, V)."""
+    def _forward(self, inputs: dict[str, Any], keep: int = 1, unread: int = 0) -> torch.Tensor:
+        """Run the model; return the scores of the last token, (B, V), or those of the last `keep`, (B, keep, V).
+
+        The last `unread` columns of the mask belong to tokens that come later.
+        """
         if self.cache is not None:
             inputs["past_key_values"] = self.cache
         if self._mask is not None:
-            inputs["attention_mask"] = self._mask.view
+            inputs["attention_mask"] = self._mask.view[:, : self._mask.length - unread]
         length = self.cache.get_seq_length() if self.cache is not None else 0
         try:
             outputs = self.model(**inputs, **self._others, **self._fixed_for(keep))
@@ -204,6 +221,7 @@ class DecodeState:
                 raise GenerationError(
                     f"{type(self.model).__name__} returned no past_key_values. Call generate(use_cache=False)."
                 )
+            self._note(inputs, length)
         if self._collect:
             self.collected = {name: getattr(outputs, name, None) for name in self._collect}
         logits = outputs.logits
@@ -217,6 +235,20 @@ class DecodeState:
                 "(rows, tokens, vocabulary). Give input_ids of shape (rows, tokens)."
             )
         return logits[:, -1].to(torch.float32, copy=True)  # a copy, so that the scores of the prompt can be freed
+
+    def _note(self, inputs: dict[str, Any], start: int) -> None:
+        """Tell the cache what it was just read from; padding and embeddings are no tokens."""
+        record = None if self.cache is None else self.cache.record
+        if record is None:
+            return
+        if record.model is not self.model:
+            record.model = self.model
+        ids = inputs.get("input_ids")
+        if ids is None:
+            ids = torch.full(inputs["inputs_embeds"].shape[:2], UNKNOWN, device=inputs["inputs_embeds"].device)
+        elif ids.shape[1] > 1 and self._mask is not None:
+            ids = ids.masked_fill(inputs["attention_mask"][:, -ids.shape[1] :] == 0, UNKNOWN)
+        record.note(ids, start)
 
     def _fixed_for(self, keep: int) -> dict[str, Any]:
         """Return the arguments of `forward` that stay the same, for the scores of the last `keep` tokens."""
@@ -257,6 +289,18 @@ class DecodeState:
             return
         if self.cache is not None:
             self.cache.reorder_cache(rows)
+        self._select_inputs(rows)
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Keep the rows at `rows`, each of which stays in its place or moves into that of a row that goes.
+
+        As `reorder`, without a copy of the cache where its store can do without.
+        """
+        if self.cache is not None:
+            self.cache.keep_rows(rows)
+        self._select_inputs(rows)
+
+    def _select_inputs(self, rows: torch.Tensor) -> None:
         for buffer in self._buffers():
             buffer.select(rows)
         self._map_others(lambda tensor: tensor.index_select(0, rows))
