@@ -85,6 +85,13 @@ class Cache:
         """Keep the rows at `indices` (any number of them, repeats allowed)."""
         raise NotImplementedError(f"{type(self).__name__} must define batch_select_indices().")
 
+    def keep_rows(self, indices: torch.Tensor) -> None:
+        """Keep the rows at `indices` when each of them stays in its place or moves into that of a row that goes.
+
+        As `batch_select_indices`; a store may work in its own memory, and keep it.
+        """
+        self.batch_select_indices(indices)
+
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every row `repeats` times, copies side by side."""
         raise NotImplementedError(f"{type(self).__name__} must define batch_repeat_interleave().")

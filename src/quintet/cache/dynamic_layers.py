@@ -86,6 +86,22 @@ class DynamicLayer(CacheLayer):
                 part = slab[:, :, first:end]
                 part.copy_(mapped(part, rows))
 
+    def keep_rows(self, rows: torch.Tensor) -> None:
+        """See Cache.keep_rows; in place, so that only the rows that move are copied."""
+        if self._keys is None or self._values is None:
+            return
+        if not self._own or _locked(self._keys) or _differentiated(self._keys, self._values):
+            return self.map_rows(rows)
+        count = rows.shape[0]
+        places = torch.arange(count, device=rows.device)
+        moved = rows != places
+        source, target = rows[moved].to(self._keys.device), places[moved].to(self._keys.device)
+        if source.numel():
+            for slab in (self._keys, self._values):
+                used = slab[:, :, : self._stored]
+                used.index_copy_(0, target, used.index_select(0, source))
+        self._keys, self._values = self._keys[:count], self._values[:count]
+
     @property
     def _stored(self) -> int:
         """Places of the slabs up to the newest token."""
@@ -220,6 +236,13 @@ class DynamicSlidingLayer(DynamicLayer):
         """See CacheLayer.map_newest."""
         if self._before is None:
             super().map_newest(rows, newest)
+        else:  # what an undo would bring back has to move too
+            self.map_rows(rows)
+
+    def keep_rows(self, rows: torch.Tensor) -> None:
+        """See Cache.keep_rows."""
+        if self._before is None:
+            super().keep_rows(rows)
         else:  # what an undo would bring back has to move too
             self.map_rows(rows)
 

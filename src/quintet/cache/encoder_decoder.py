@@ -72,6 +72,11 @@ class EncoderDecoderCache(Cache):
         self.self_attention_cache.batch_select_indices(indices)
         self.cross_attention_cache.batch_select_indices(indices)
 
+    def keep_rows(self, indices: torch.Tensor) -> None:
+        """See Cache.keep_rows."""
+        self.self_attention_cache.keep_rows(indices)
+        self.cross_attention_cache.keep_rows(indices)
+
     def batch_repeat_interleave(self, repeats: int) -> None:
         """See Cache.batch_repeat_interleave."""
         self.self_attention_cache.batch_repeat_interleave(repeats)

@@ -93,6 +93,10 @@ class CacheLayer:
         """Select rows by an index tensor, or repeat each row an int number of times."""
         raise NotImplementedError(f"{type(self).__name__} must define map_rows().")
 
+    def keep_rows(self, rows: torch.Tensor) -> None:
+        """See Cache.keep_rows."""
+        self.map_rows(rows)
+
     def map_newest(self, rows: torch.Tensor, newest: int) -> None:
         """Select as many rows as there are, which differ from those they replace in the `newest` tokens at most."""
         self.map_rows(rows)
@@ -220,6 +224,12 @@ class LayeredCache(Cache):
         for layer in self.layers:
             layer.map_newest(beam_idx, newest)
         self.record.map_rows(beam_idx)
+
+    def keep_rows(self, indices: torch.Tensor) -> None:
+        """See Cache.keep_rows."""
+        for layer in self.layers:
+            layer.keep_rows(indices)
+        self.record.map_rows(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """See Cache.batch_repeat_interleave."""

@@ -188,6 +188,11 @@ class QuantizedLayer(CacheLayer):
         for part in self.parts.values():
             part.map_rows(rows)
 
+    def keep_rows(self, rows: torch.Tensor) -> None:
+        """See CacheLayer.keep_rows."""
+        for part in self.parts.values():
+            part.keep_rows(rows)
+
     def reset(self) -> None:
         """Forget every token and give the memory back."""
         for part in self.parts.values():
