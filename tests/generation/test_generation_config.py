@@ -352,7 +352,7 @@ def test_what_the_model_brings_is_not_reported() -> None:
         "cache_implementation": "dynamic",
         "remove_invalid_values": False,
     }
-    neutral |= {"temperature": 1, "top_k": 50, "output_scores": False, "decoder_start_token_id": 3, "max_cache_len": 5}
+    neutral |= {"temperature": 1, "top_k": 50, "output_scores": False, "decoder_start_token_id": 3}
     resolve_config(GenerationConfig(), None, neutral)
 
 
@@ -366,13 +366,11 @@ UNFINISHED: list[dict[str, Any]] = [
     {"renormalize_logits": True},
     {"remove_invalid_values": True},
     {"guidance_scale": 1.5},
-    {"cache_implementation": "static"},
     {"prompt_lookup_num_tokens": 3},
     {"typical_p": 0.5, "do_sample": True},
     {"top_h": 0.5, "do_sample": True},
     {"penalty_alpha": 0.6},
     {"watermarking_config": {"bias": 2.0}},
-    {"prefill_chunk_size": 4},
     {"use_mtp": True},
     {"encoder_repetition_penalty": 1.2},
 ]

@@ -14,6 +14,7 @@ import torch
 
 from quintet.errors import GenerationError
 from quintet.generation.buffer import ColumnBuffer
+from quintet.generation.caches import check_room, make_cache
 from quintet.generation.chain import build_criteria, build_processors, check_callables
 from quintet.generation.config import GenerationConfig
 from quintet.generation.options import OPTIONS
@@ -105,7 +106,12 @@ class Call:
     def begin(self) -> DecodeState:
         """Return the model before it reads the prompt."""
         return DecodeState(
-            self.model, self.prompt, room=self.lengths.new, use_cache=self.use_cache, collect=self.collect
+            self.model,
+            self.prompt,
+            room=self.lengths.new,
+            use_cache=self.use_cache,
+            collect=self.collect,
+            chunk=self.config.prefill_chunk_size,
         )
 
     def sequences(self) -> ColumnBuffer:
@@ -148,14 +154,18 @@ def resolve_call(
         vocabulary=getattr(model.config, "vocab_size", None),
     )
     prompt = prepare_prompt(model, ids, embeds, model_kwargs, special)
-    use_cache = _use_cache(config, prompt.embeds is not None, prompt.cache is not None)
+    use_cache = _use_cache(config, explicit, prompt.embeds is not None, prompt.cache is not None)
     default_length = options.get("max_length") is None and all(
         one is None or one.max_length is None for one in (given, of_model)
     )
     lengths = resolve_lengths(config, explicit, prompt, limit=model._position_limit(), default_length=default_length)
     copies = _copies(config)
+    needed = prompt.past + prompt.unread + lengths.new - 1  # the last token is never read
+    check_room(prompt.cache, needed)
     if copies > 1 and prompt.cache is not None:
         prompt.cache = copy.deepcopy(prompt.cache)  # its rows get repeated, and the caller's must not
+    elif prompt.cache is None and use_cache:
+        prompt.cache = make_cache(config, model.config, needed + 1)  # a draft may be read one token further
     return Call(
         model,
         config,
@@ -175,9 +185,19 @@ def _copies(config: GenerationConfig) -> int:
     return max(config.num_beams, config.num_return_sequences)
 
 
-def _use_cache(config: GenerationConfig, has_embeds: bool, has_cache: bool) -> bool:
+def _use_cache(config: GenerationConfig, explicit: set[str], has_embeds: bool, has_cache: bool) -> bool:
+    if has_cache and config.cache_implementation is not None and "cache_implementation" in explicit:
+        raise GenerationError(
+            f"past_key_values is given, and cache_implementation={config.cache_implementation!r} asks for a new cache. "
+            "Leave out one of them."
+        )
     if config.use_cache:
         return True
+    if config.prefill_chunk_size is not None:
+        raise GenerationError(
+            f"prefill_chunk_size={config.prefill_chunk_size} reads the prompt in parts, which only a cache can join, "
+            "and use_cache is False. Leave out one of them."
+        )
     if has_cache:
         raise GenerationError(
             "past_key_values is given and use_cache is False, which contradict. Leave out one of them."

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from quintet.errors import ConfigError, GenerationError, suggest
-from quintet.generation.options import BEAMS, DRAFT, OPTIONS, RECORD, SAMPLING, works
+from quintet.generation.options import BEAMS, CACHED, DRAFT, NAMED, OPTIONS, RECORD, SAMPLING, STATIC, is_static, works
 from quintet.hub import read_json, resolve_folder, safe_join, write_text_atomic
 
 __all__ = ["GENERATION_CONFIG_NAME", "GenerationConfig"]
@@ -153,6 +153,9 @@ class GenerationConfig:
             BEAMS: (self.num_beams or 1) > 1,
             DRAFT: has_draft or self.is_assistant is True,
             RECORD: self.return_dict_in_generate is True,
+            CACHED: self.use_cache is not False,
+            NAMED: self.cache_implementation is not None,
+            STATIC: is_static(self.cache_implementation),
             "prompt_lookup_num_tokens": self.prompt_lookup_num_tokens is not None,
         }
         wanted = {
@@ -160,6 +163,9 @@ class GenerationConfig:
             BEAMS: "num_beams above 1",
             DRAFT: "an assistant_model",
             RECORD: "return_dict_in_generate=True",
+            CACHED: "use_cache=True",
+            NAMED: "a cache_implementation that takes arguments",
+            STATIC: "cache_implementation='static'",
             "prompt_lookup_num_tokens": "prompt_lookup_num_tokens",
         }
         found = {}

@@ -14,10 +14,49 @@ from typing import Any
 
 from quintet.errors import GenerationError
 
-__all__ = ["BEAMS", "DRAFT", "OPTIONS", "RECORD", "SAMPLING", "Option", "works"]
+__all__ = [
+    "BEAMS",
+    "CACHED",
+    "CACHES",
+    "DRAFT",
+    "NAMED",
+    "OPTIONS",
+    "RECORD",
+    "SAMPLING",
+    "STATIC",
+    "Option",
+    "is_static",
+    "works",
+]
 
 # What an option depends on: without it the option has no effect.
 SAMPLING, BEAMS, DRAFT, RECORD = "do_sample", "num_beams", "assistant_model", "return_dict_in_generate"
+
+CACHED, NAMED, STATIC = "use_cache", "cache_implementation", "a static cache"
+
+_MOVED = ("offload_only_non_sliding",)
+_QUANTIZED = ("backend", "nbits", "axis_key", "axis_value", "q_group_size", "residual_length")
+
+CACHES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "dynamic": ("dynamic", ()),
+    "offloaded": ("offloaded", _MOVED),
+    "quantized": ("quantized", _QUANTIZED),
+    "static": ("static", ("max_cache_len",)),
+    "offloaded_static": ("offloaded_static", ("max_cache_len", *_MOVED)),
+    # Older names: which layers have a window is read from the model.
+    "sliding_window": ("static", ("max_cache_len",)),
+    "hybrid": ("static", ("max_cache_len",)),
+    "hybrid_chunked": ("static", ("max_cache_len",)),
+    "offloaded_hybrid": ("offloaded_static", ("max_cache_len", *_MOVED)),
+    "offloaded_hybrid_chunked": ("offloaded_static", ("max_cache_len", *_MOVED)),
+}
+"""Values of `cache_implementation`: the kind of cache, and what `cache_config` may hold for it."""
+
+
+def is_static(name: Any) -> bool:
+    """Whether a `cache_implementation` has a fixed size."""
+    return name in CACHES and "static" in CACHES[name][0]
+
 
 Check = Callable[[Any], "str | None"]
 """Returns None when a value is allowed, else the words that say what is."""
@@ -69,6 +108,14 @@ def _early_stopping(value: Any) -> str | None:
     return None if isinstance(value, bool) or value == "never" else 'True, False or "never"'
 
 
+def _cache_name(value: Any) -> str | None:
+    return None if isinstance(value, str) and value in CACHES else f"one of {', '.join(map(repr, CACHES))}"
+
+
+def _arguments(value: Any) -> str | None:
+    return None if isinstance(value, dict) and all(isinstance(key, str) for key in value) else "a dict of arguments"
+
+
 def _anything(value: Any) -> str | None:
     return None
 
@@ -85,6 +132,7 @@ class Option:
         neutral: Values, besides None and the default, that ask for nothing.
         needs: Option without which this one has no effect.
         never_bites: The option cannot change anything here, whatever its value, and so is accepted.
+        refusal: Why it will not be carried out, and what to do instead; "" when nothing is to be said.
     """
 
     name: str
@@ -94,6 +142,7 @@ class Option:
     neutral: tuple[Any, ...] = ()
     needs: str | None = None
     never_bites: bool = False
+    refusal: str = ""
 
     def is_neutral(self, value: Any) -> bool:
         """Whether `value` asks for nothing."""
@@ -132,6 +181,11 @@ _SHARE = _number("a number above 0 and at most 1", lambda value: 0 < value <= 1)
 _UNIT = _number("a number from 0 to 1", lambda value: 0 <= value <= 1)
 _NUMBER = _number("a finite number")
 
+_NO_CONSTRAINTS = (
+    "Search with constraints is not part of quintet. To allow only some tokens at each place use "
+    "prefix_allowed_tokens_fn; to give the text a form, a grammar (response_format)."
+)
+
 _TABLE = (
     # Lengths
     Option("max_length", _integer(1), 20, works=True),
@@ -142,23 +196,27 @@ _TABLE = (
     Option("stop_strings", _strings, works=True),
     # Strategy
     Option("do_sample", _flag, False, works=True),
-    Option("num_beams", _integer(1), 1),
-    Option("early_stopping", _early_stopping, False, needs=BEAMS),
-    Option("length_penalty", _NUMBER, 1.0, needs=BEAMS),
-    Option("low_memory", _flag, neutral=(False,), needs=BEAMS),
-    Option("num_beam_groups", _integer(1), 1),
-    Option("diversity_penalty", _NUMBER, 0.0, needs=BEAMS),
-    Option("constraints"),
-    Option("force_words_ids"),
+    Option("num_beams", _integer(1), 1, works=True),
+    Option("early_stopping", _early_stopping, False, works=True, needs=BEAMS),
+    Option("length_penalty", _NUMBER, 1.0, works=True, needs=BEAMS),
+    Option("low_memory", _flag, neutral=(False,), needs=BEAMS, never_bites=True),  # beams share their prompt anyway
+    Option("num_beam_groups", _integer(1), 1, works=True),
+    Option("diversity_penalty", _number("a number of at least 0", lambda value: value >= 0), 0.0, works=True),
+    Option("constraints", refusal=_NO_CONSTRAINTS),
+    Option("force_words_ids", refusal=_NO_CONSTRAINTS),
     Option("penalty_alpha", _NUMBER, neutral=(0.0,)),
-    Option("dola_layers"),
+    Option(
+        "dola_layers",
+        refusal="Decoding by contrast of layers is not part of quintet. Contrastive search (penalty_alpha with top_k) "
+        "and repetition_penalty are, and also work against dull and repeated text.",
+    ),
     Option("use_mtp", _flag, neutral=(False,)),
     # Cache
     Option("use_cache", _flag, True, works=True),
-    Option("cache_implementation", neutral=("dynamic",)),
-    Option("cache_config"),
-    Option("max_cache_len", _integer(1), never_bites=True),
-    Option("prefill_chunk_size", _integer(1)),
+    Option("cache_implementation", _cache_name, works=True, needs=CACHED),
+    Option("cache_config", _arguments, works=True, neutral=({},), needs=NAMED),
+    Option("max_cache_len", _integer(1), works=True, needs=STATIC),
+    Option("prefill_chunk_size", _integer(1), works=True),
     # Shaping of the scores
     Option("temperature", _POSITIVE, 1.0, works=True, needs=SAMPLING),
     Option("top_k", _integer(0), 50, works=True, needs=SAMPLING),
@@ -209,9 +267,17 @@ _TABLE = (
     Option("prompt_lookup_num_tokens", _integer(1)),
     Option("assistant_early_exit", _integer(1)),
     # Compilation and batching engines of the reference
-    Option("compile_config"),
+    Option(
+        "compile_config",
+        refusal="generate() compiles nothing by itself. Call model.compile(...) with these arguments before it; "
+        "cache_implementation='static' keeps the shapes of a step.",
+    ),
     Option("disable_compile", _flag, never_bites=True),  # nothing is compiled
-    Option("continuous_batching_config"),
+    Option(
+        "continuous_batching_config",
+        refusal="generate() decodes one batch from its beginning to its end, and lets no rows in on the way. Give the "
+        "prompts as one padded batch.",
+    ),
 )
 
 OPTIONS: dict[str, Option] = {option.name: option for option in _TABLE}

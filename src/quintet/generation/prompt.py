@@ -13,6 +13,7 @@ import torch
 
 from quintet.cache import Cache, as_cache
 from quintet.errors import GenerationError, InputError, suggest
+from quintet.generation.caches import check_cache, check_text
 from quintet.generation.options import OPTIONS
 from quintet.generation.resolve import SpecialTokens, warn
 from quintet.generation.state import PER_TOKEN, GenerativeModel, Prompt
@@ -133,7 +134,9 @@ def prepare_prompt(
     given = kwargs.pop("attention_mask", None)
     feed: torch.Tensor = ids if embeds is None else embeds
     mask = _checked_mask(given, feed) if given is not None else _mask_from_padding(ids, embeds, special)
-    feed, past = _unread(cache, feed, None if given is None else mask)
+    if cache is not None:
+        check_cache(cache, model, feed.shape[0])
+    feed, past = _unread(cache, feed, mask, mask_given=given is not None)
     if mask is not None:
         mask = _without_nothing(mask, (feed.shape[0], past + feed.shape[1]), inferred=given is None)
     elif embeds is None:
@@ -172,17 +175,21 @@ def _mask_from_padding(ids: torch.Tensor, embeds: torch.Tensor | None, special: 
     return (ids != special.pad).long()
 
 
-def _unread(cache: Cache | None, feed: torch.Tensor, given_mask: torch.Tensor | None) -> tuple[torch.Tensor, int]:
+def _unread(
+    cache: Cache | None, feed: torch.Tensor, mask: torch.Tensor | None, *, mask_given: bool
+) -> tuple[torch.Tensor, int]:
     """Return the part of the prompt (tokens or embeddings) that the cache does not hold, and how much it holds."""
     past = 0 if cache is None else cache.get_seq_length()
     tokens = feed.shape[1]
-    if cache is None or past == 0 or (given_mask is not None and given_mask.shape[1] == past + tokens):
+    if cache is None or past == 0 or (mask_given and mask is not None and mask.shape[1] == past + tokens):
         return feed, past
     if tokens < past:
         raise InputError(
             f"past_key_values holds {past} tokens and the prompt has {tokens}. Pass the whole sequence, the cached "
             f"tokens included; or only the new tokens, with an attention_mask of shape (rows, {past + tokens})."
         )
+    if feed.dim() == 2:
+        check_text(cache, feed, mask if mask is not None and mask.shape == feed.shape else None)
     if tokens == past:  # the scores after the last token are not in the cache: read that token again
         past -= 1
         cache.crop(past)

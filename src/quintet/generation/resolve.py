@@ -69,6 +69,8 @@ def resolve_config(
             value = getattr(of_model, name) if value is None else value
             value = option.default if value is None else value
         setattr(config, name, value)
+    if config.cache_implementation == "hybrid" and "cache_implementation" not in explicit:
+        config.cache_implementation = None  # older checkpoints say so, and mean what a cache does anyway
     for name in ("max_length", "num_return_sequences", "num_beams", "do_sample", "use_cache", "min_length"):
         if getattr(config, name) is None:  # None asks for nothing here
             setattr(config, name, OPTIONS[name].default)
@@ -90,6 +92,8 @@ def _refuse_unfinished(config: GenerationConfig, explicit: set[str], has_draft: 
         if option.works or option.never_bites or name in idle or option.is_neutral(value):
             continue
         origin = "the call" if name in explicit else "the model's generation config"
+        if option.refusal:
+            raise GenerationError(f"{name}={value!r} (from {origin}) is refused: {option.refusal}")
         off = f" Switch it off with generate({name}={option.default!r})."
         raise GenerationError(
             f"{name}={value!r} (from {origin}) is an option that generate() cannot carry out yet.{off} "
