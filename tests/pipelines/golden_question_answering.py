@@ -37,7 +37,22 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     (LONG, {"top_k": 2, "max_seq_len": 40, "align_to_words": False}),
     (LONG, {"top_k": 3, "max_seq_len": 64, "handle_impossible_answer": True, "max_answer_len": 4}),
 ]
-SIZES = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 512, "vocab_size": 4096}
+# The names of the classes, and sizes.
+MODELS: dict[str, dict[str, int]] = {
+    "GPT2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 512, "vocab_size": 4096},
+    "GPTNeoX": {
+        **{"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64},
+        **{"max_position_embeddings": 512, "vocab_size": 4096},
+    },
+}
+
+
+def model_of(library: Any, name: str) -> torch.nn.Module:
+    """Make one of the models, with transformers or with quintet."""
+    config = getattr(library, f"{name}Config")(**MODELS[name])
+    model: torch.nn.Module = getattr(library, f"{name}ForQuestionAnswering")(config).eval()
+    fill(model)
+    return model
 
 
 def fill(model: torch.nn.Module) -> None:
@@ -54,13 +69,13 @@ def main() -> None:
     import transformers
 
     folder = str(Path(sys.argv[1]))  # the bundled model's folder, for its tokenizer
-    model = transformers.GPT2ForQuestionAnswering(transformers.GPT2Config(**SIZES)).eval()
-    fill(model)
     results: dict[str, Any] = {"made_with": f"transformers {transformers.__version__}"}
     warnings.simplefilter("ignore")
     tokenizer = transformers.GPT2TokenizerFast.from_pretrained(folder)
-    pipe = transformers.pipeline("question-answering", model=model, tokenizer=tokenizer, device="cpu")
-    results["answers"] = [pipe(question=QUESTION, context=context, **options) for context, options in CASES]
+    for name in MODELS:
+        model = model_of(transformers, name)
+        pipe = transformers.pipeline("question-answering", model=model, tokenizer=tokenizer, device="cpu")
+        results[name] = [pipe(question=QUESTION, context=context, **options) for context, options in CASES]
     FILE.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 

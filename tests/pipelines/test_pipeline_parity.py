@@ -19,6 +19,8 @@ from .conftest import TEXTS
 Pair = Callable[..., tuple[Any, Any]]
 Alike = Callable[..., None]
 LONG = " ".join(TEXTS) * 4
+# Every option is tried on a model with position embeddings and on one with RoPE; `kind` is every family.
+TWO = pytest.mark.parametrize("two", ["gpt2", "gpt_neox"])
 
 
 def both(pair: tuple[Any, Any], *inputs: Any, **options: Any) -> tuple[Any, Any]:
@@ -44,8 +46,9 @@ def both(pair: tuple[Any, Any], *inputs: Any, **options: Any) -> tuple[Any, Any]
     ],
     ids=str,
 )
-def test_text_generation(pair: Pair, alike: Alike, options: dict[str, Any]) -> None:
-    pipes = pair("text-generation")
+@TWO
+def test_text_generation(pair: Pair, alike: Alike, two: str, options: dict[str, Any]) -> None:
+    pipes = pair("text-generation", two)
     alike(*both(pipes, TEXTS[3], do_sample=False, **options))
     alike(*both(pipes, TEXTS[:2], do_sample=False, **options))
 
@@ -65,8 +68,9 @@ def test_stop_sequence(transformers: ModuleType, alike: Alike) -> None:
         assert 0 < len(got[0]["generated_text"]) < len(text)
 
 
-def test_chats(pair: Pair, alike: Alike) -> None:
-    pipes = pair("text-generation", do_sample=False, max_new_tokens=5)
+@TWO
+def test_chats(pair: Pair, alike: Alike, two: str) -> None:
+    pipes = pair("text-generation", two, do_sample=False, max_new_tokens=5)
     for pipe in pipes:
         pipe.tokenizer.chat_template = (
             "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{{ eos_token }}{% endfor %}"
@@ -101,8 +105,9 @@ def test_options_of_the_pipeline_and_of_a_call(pair: Pair, alike: Alike) -> None
     ids=str,
 )
 @pytest.mark.parametrize("of_pipeline", [False, True])
-def test_text_classification(pair: Pair, alike: Alike, options: dict[str, Any], of_pipeline: bool) -> None:
-    pipes = pair("text-classification", **(options if of_pipeline else {}))
+@TWO
+def test_text_classification(pair: Pair, alike: Alike, two: str, options: dict[str, Any], of_pipeline: bool) -> None:
+    pipes = pair("text-classification", two, **(options if of_pipeline else {}))
     call = {} if of_pipeline else options
     alike(*both(pipes, TEXTS[1], **call))
     alike(*both(pipes, TEXTS, **call))
@@ -111,17 +116,19 @@ def test_text_classification(pair: Pair, alike: Alike, options: dict[str, Any], 
 
 @pytest.mark.parametrize("problem", ["regression", "single_label_classification", "multi_label_classification"])
 @pytest.mark.parametrize("labels", [1, 3])
-def test_function_by_problem_type(pair: Pair, alike: Alike, problem: str, labels: int) -> None:
+@TWO
+def test_function_by_problem_type(pair: Pair, alike: Alike, two: str, problem: str, labels: int) -> None:
     if labels == 1 and problem == "single_label_classification":
         pytest.skip("the reference refuses this configuration")
     names = {number: f"L{number}" for number in range(labels)}
-    pipes = pair("text-classification", fields={"problem_type": problem, "id2label": names})
+    pipes = pair("text-classification", two, fields={"problem_type": problem, "id2label": names})
     alike(*both(pipes, TEXTS, top_k=None))
 
 
 @pytest.mark.parametrize("strategy", ["none", "simple", "first", "average", "max"])
-def test_token_classification(pair: Pair, alike: Alike, strategy: str) -> None:
-    pipes = pair("token-classification", aggregation_strategy=strategy)
+@TWO
+def test_token_classification(pair: Pair, alike: Alike, two: str, strategy: str) -> None:
+    pipes = pair("token-classification", two, aggregation_strategy=strategy)
     alike(*both(pipes, TEXTS[1]))
     alike(*both(pipes, TEXTS))
     alike(*both(pipes, TEXTS[1], ignore_labels=[]))
@@ -134,15 +141,17 @@ def test_token_classification(pair: Pair, alike: Alike, strategy: str) -> None:
     alike(got, wanted)
 
 
-def test_words_and_offsets(pair: Pair, alike: Alike) -> None:
-    pipes = pair("token-classification", aggregation_strategy="simple", ignore_labels=[])
+@TWO
+def test_words_and_offsets(pair: Pair, alike: Alike, two: str) -> None:
+    pipes = pair("token-classification", two, aggregation_strategy="simple", ignore_labels=[])
     words = ["The", "cat", "said", "nothing"]
     alike(*both(pipes, words, is_split_into_words=True))
     alike(*both(pipes, [words, ["She"]], is_split_into_words=True, delimiter="--"))
 
 
-def test_feature_extraction(pair: Pair, alike: Alike) -> None:
-    pipes = pair("feature-extraction")
+@TWO
+def test_feature_extraction(pair: Pair, alike: Alike, two: str) -> None:
+    pipes = pair("feature-extraction", two)
     alike(*both(pipes, TEXTS[1]))
     alike(*both(pipes, TEXTS))
     alike(*both(pipes, TEXTS[1], return_tensors=True))
@@ -151,8 +160,8 @@ def test_feature_extraction(pair: Pair, alike: Alike) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"multi_label": True}, {"hypothesis_template": "It is about {}"}], ids=str)
-def test_zero_shot_classification(pair: Pair, alike: Alike, options: dict[str, Any]) -> None:
-    pipes = pair("zero-shot-classification")
+def test_zero_shot_classification(pair: Pair, alike: Alike, kind: str, options: dict[str, Any]) -> None:
+    pipes = pair("zero-shot-classification", kind)
     alike(*both(pipes, TEXTS[1], candidate_labels=["a cat", "a house", "a day"], **options))
     alike(*both(pipes, TEXTS, candidate_labels="a cat, a house", **options))
     alike(*both(pipes, TEXTS[0], candidate_labels=["cat"], **options))

@@ -12,7 +12,7 @@ import quintet
 from quintet.errors import ConfigError, InputError
 from quintet.pipelines import QuestionAnsweringPipeline
 
-from .golden_question_answering import CASES, CONTEXT, FILE, LONG, QUESTION, SENTENCES, SIZES, fill
+from .golden_question_answering import CASES, CONTEXT, FILE, LONG, MODELS, QUESTION, SENTENCES, model_of
 
 GOLDEN = json.loads(FILE.read_text(encoding="utf-8"))
 
@@ -20,20 +20,20 @@ GOLDEN = json.loads(FILE.read_text(encoding="utf-8"))
 @pytest.fixture(scope="module")
 def answers() -> Callable[..., Any]:
     """Makes a pipeline whose tokenizer pads on a side."""
-    model = quintet.GPT2ForQuestionAnswering(quintet.GPT2Config(**SIZES)).eval()
-    fill(model)
+    models = {name: model_of(quintet, name) for name in MODELS}
 
-    def make(side: str = "right") -> QuestionAnsweringPipeline:
+    def make(side: str = "right", name: str = "GPT2") -> QuestionAnsweringPipeline:
         tokenizer = quintet.AutoTokenizer.from_pretrained("storyteller", padding_side=side)
-        return QuestionAnsweringPipeline(model=model, tokenizer=tokenizer, device="cpu")
+        return QuestionAnsweringPipeline(model=models[name], tokenizer=tokenizer, device="cpu")
 
     return make
 
 
 @pytest.mark.parametrize("number", range(len(CASES)))
-def test_answers_of_the_reference(answers: Any, alike: Any, number: int) -> None:
+@pytest.mark.parametrize("name", MODELS)
+def test_answers_of_the_reference(answers: Any, alike: Any, name: str, number: int) -> None:
     context, options = CASES[number]
-    alike(answers()(question=QUESTION, context=context, **options), GOLDEN["answers"][number])
+    alike(answers(name=name)(question=QUESTION, context=context, **options), GOLDEN[name][number])
 
 
 def test_a_tokenizer_that_pads_on_the_left_puts_the_question_last(answers: Any) -> None:
@@ -50,10 +50,11 @@ def test_a_tokenizer_that_pads_on_the_left_puts_the_question_last(answers: Any) 
 
 def test_the_golden_answers_are_worth_comparing() -> None:
     assert GOLDEN["made_with"] == "transformers 4.56.2"
-    flat = [one for case in GOLDEN["answers"] for one in (case if isinstance(case, list) else [case])]
-    assert len({one["answer"] for one in flat}) > 20
-    assert max(one["score"] for one in flat) > 0.01
-    assert max(one["start"] for one in flat) > len(CONTEXT), "no answer from a later piece of a long context"
+    for name in MODELS:
+        flat = [one for case in GOLDEN[name] for one in (case if isinstance(case, list) else [case])]
+        assert len({one["answer"] for one in flat}) > 20
+        assert max(one["score"] for one in flat) > 0.01
+        assert max(one["start"] for one in flat) > len(CONTEXT), "no answer from a later piece of a long context"
 
 
 def test_every_way_to_ask(answers: Any, alike: Any) -> None:
