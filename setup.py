@@ -101,7 +101,7 @@ def extensions() -> list[Extension]:
         print("warning: no C++ compiler: quintet is installed without native kernels", file=sys.stderr)
         return []
     names = ["library.cpp", "portable.cpp", *(LEVELS if X86 else ())]
-    headers = [str(SOURCES / name) for name in ("kernels.h", "body.h")]
+    headers = [str(path) for path in sorted(SOURCES.glob("*.h"))]
     sources = [str(SOURCES / name) for name in names]
     return [Extension("quintet.kernels._cpu", sources, depends=headers, optional=True)]
 

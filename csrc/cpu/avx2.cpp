@@ -1,7 +1,7 @@
 // Level "avx2": AVX2, FMA and F16C; float32 arithmetic.
 #include <immintrin.h>
 
-#include "body.h"
+#include "entries.h"
 
 namespace quintet {
 namespace {
@@ -14,6 +14,7 @@ struct Avx2 {
     static vec zero() { return _mm256_setzero_ps(); }
     static vec set1(float value) { return _mm256_set1_ps(value); }
     static vec loadf(const float* from) { return _mm256_loadu_ps(from); }
+    static void storef(float* to, vec value) { _mm256_storeu_ps(to, value); }
     static vec mul(vec a, vec b) { return _mm256_mul_ps(a, b); }
     static vec fma(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }
     static float sum(vec a) {
@@ -46,11 +47,27 @@ struct Avx2 {
             to[2 * i + 1] = _mm256_mul_ps(half, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(halves[i], 8))));
         }
     }
+    static void bytes(const uint8_t* from, vec* to) {
+        for (int v = 0; v < 4; ++v)
+            to[v] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from + 8 * v))));
+    }
+    static void nibbles(const uint8_t* from, vec zero, vec* to) {
+        const __m128i mask = _mm_set1_epi8(15), packed = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+        const __m128i halves[2] = {_mm_and_si128(packed, mask), _mm_and_si128(_mm_srli_epi16(packed, 4), mask)};
+        for (int i = 0; i < 2; ++i) {
+            to[2 * i] = _mm256_sub_ps(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(halves[i])), zero);
+            to[2 * i + 1] = _mm256_sub_ps(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(halves[i], 8))), zero);
+        }
+    }
     static void prefetch(const void* from) { _mm_prefetch(static_cast<const char*>(from), _MM_HINT_T0); }
     template <int T>
     using Way = Widened<Avx2, T>;
     template <int T>
     using PackedWay = PackedWidened<Avx2, T>;
+    template <int T>
+    using Bytes = BytesWidened<Avx2>;
+    template <int T, bool Zeros>
+    using Nibbles = NibblesWidened<Avx2, Zeros>;
 };
 
 }  // namespace

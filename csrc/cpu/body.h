@@ -47,6 +47,18 @@ inline void narrow(void* to, int64_t index, float value) {
     else static_cast<uint16_t*>(to)[index] = T == BF16 ? float_to_bf16(value) : V::float_to_half(value);
 }
 
+template <class V>
+inline float widen_any(int type, const void* from, int64_t index) {
+    return type == FP32 ? widen<V, FP32>(from, index) : type == BF16 ? widen<V, BF16>(from, index) : widen<V, FP16>(from, index);
+}
+
+template <class V>
+inline void narrow_any(int type, void* to, int64_t index, float value) {
+    if (type == FP32) narrow<V, FP32>(to, index, value);
+    else if (type == BF16) narrow<V, BF16>(to, index, value);
+    else narrow<V, FP16>(to, index, value);
+}
+
 inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
 // 2^(s - 127) of a scale; 255 stands for NaN. Made by the compiler: code that runs at load would be this level's code
@@ -281,84 +293,6 @@ void experts_outer_of(const Experts& m, int64_t begin, int64_t end) {
         for (int64_t output = begin; output < stop; ++output) narrow<V, T>(m.out, output, total[output - begin]);
     }
 }
-
-// ---- one entry for each type -------------------------------------------------------------------------------------
-
-template <class V>
-struct Entries {
-    template <int T>
-    static size_t matvec_bytes_of(int64_t inputs) {
-        using Way = typename V::template Way<T>;
-        return size_t(round_up(inputs, Way::step)) * sizeof(typename Way::X);
-    }
-    template <int T>
-    static size_t packed_bytes_of(int64_t groups) {
-        using Way = typename V::template PackedWay<T>;
-        return size_t((groups + Way::groups - 1) / Way::groups * Way::numbers) * sizeof(typename Way::X);
-    }
-    template <int T>
-    static void matvec_prepare_of(const Matvec& m) {
-        using Way = typename V::template Way<T>;
-        auto* to = static_cast<typename Way::X*>(m.prepared);
-        for (int64_t r = 0; r < m.rows; ++r) Way::prepare(m.x, r * m.x_stride, m.inputs, to + r * round_up(m.inputs, Way::step));
-    }
-    template <int T>
-    static void packed_prepare_of(const Packed& m) {
-        using Way = typename V::template PackedWay<T>;
-        for (int64_t r = 0; r < m.rows; ++r) {
-            auto* to = reinterpret_cast<typename Way::X*>(static_cast<char*>(m.prepared) + size_t(r) * packed_bytes_of<T>(m.groups));
-            Way::prepare([&](int64_t i) { return widen<V, T>(m.x, r * m.x_stride + i); }, m.groups, to);
-        }
-    }
-    template <int T>
-    static void experts_prepare_of(const Experts& m) {
-        using Way = typename V::template PackedWay<T>;
-        Way::prepare([&](int64_t i) { return widen<V, T>(m.x, i); }, m.hidden / GROUP, static_cast<typename Way::X*>(m.prepared));
-    }
-    template <int T>
-    static void experts_between_of(const Experts& m) {
-        using Way = typename V::template PackedWay<T>;
-        for (int64_t choice = 0; choice < m.chosen; ++choice) {
-            const float* from = m.values + choice * m.inner;
-            char* to = static_cast<char*>(m.prepared_values) + size_t(choice) * packed_bytes_of<T>(m.inner / GROUP);
-            Way::prepare([&](int64_t i) { return from[i]; }, m.inner / GROUP, reinterpret_cast<typename Way::X*>(to));
-        }
-    }
-
-    static size_t matvec_bytes(int type, int64_t n) {
-        return type == FP32 ? matvec_bytes_of<FP32>(n) : type == BF16 ? matvec_bytes_of<BF16>(n) : matvec_bytes_of<FP16>(n);
-    }
-    static size_t packed_bytes(int type, int64_t n) {
-        return type == FP32 ? packed_bytes_of<FP32>(n) : type == BF16 ? packed_bytes_of<BF16>(n) : packed_bytes_of<FP16>(n);
-    }
-#define QUINTET_BY_TYPE(name, Args)                        \
-    static void name(const Args& m) {                      \
-        if (m.type == FP32) name##_of<FP32>(m);            \
-        else if (m.type == BF16) name##_of<BF16>(m);       \
-        else name##_of<FP16>(m);                           \
-    }
-    QUINTET_BY_TYPE(matvec_prepare, Matvec)
-    QUINTET_BY_TYPE(packed_prepare, Packed)
-    QUINTET_BY_TYPE(experts_prepare, Experts)
-    QUINTET_BY_TYPE(experts_between, Experts)
-#undef QUINTET_BY_TYPE
-#define QUINTET_BY_TYPE(name, of, Args)                                      \
-    static void name(const Args& m, int64_t begin, int64_t end) {            \
-        if (m.type == FP32) of<V, FP32>(m, begin, end);                      \
-        else if (m.type == BF16) of<V, BF16>(m, begin, end);                 \
-        else of<V, FP16>(m, begin, end);                                     \
-    }
-    QUINTET_BY_TYPE(matvec, matvec_of, Matvec)
-    QUINTET_BY_TYPE(packed, packed_of, Packed)
-    QUINTET_BY_TYPE(experts_inner, experts_inner_of, Experts)
-    QUINTET_BY_TYPE(experts_outer, experts_outer_of, Experts)
-#undef QUINTET_BY_TYPE
-
-    static constexpr Level level(const char* name) {
-        return {name,   matvec_bytes,    matvec_prepare, matvec,          packed_bytes, packed_prepare,
-                packed, experts_prepare, experts_inner,  experts_between, experts_outer};
-    }
-};
 
 // Values of the 16 codes: a sign, two bits of exponent, one of mantissa.
 constexpr float CODES[16] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6, -0.0f, -0.5f, -1, -1.5f, -2, -3, -4, -6};

@@ -40,6 +40,22 @@ struct Packed {
     void* prepared;
 };
 
+// The same with a weight of whole numbers, each times the scale of its group. 8 bits: signed bytes (outputs, inputs), and
+// zeros null. 4 bits: two in a byte, the first in its low half, as code - zero; inputs and group are multiples of 32.
+struct Integers {
+    int type, bits, scale_type;
+    int64_t rows, inputs, outputs;
+    int64_t group;          // inputs that share a scale: a multiple of 32 that divides inputs, or inputs
+    const uint8_t* weight;  // contiguous
+    const void* scales;     // (outputs, inputs / group), contiguous
+    const uint8_t* zeros;   // null for 8, or words (ceil(outputs / 8), inputs / group): output o in bits 4 (o % 8) and on
+    const void* x;
+    int64_t x_stride;
+    const void* bias;
+    void* out;
+    void* prepared;
+};
+
 // One row through k experts: gate and up (E, 2F, ...), clamped SwiGLU, down (E, D, ...), sum of weights * results.
 struct Experts {
     int type;
@@ -67,6 +83,9 @@ struct Level {
     size_t (*packed_bytes)(int type, int64_t groups);
     void (*packed_prepare)(const Packed&);
     void (*packed)(const Packed&, int64_t begin, int64_t end);
+    size_t (*integers_bytes)(int type, int64_t inputs);
+    void (*integers_prepare)(const Integers&);
+    void (*integers)(const Integers&, int64_t begin, int64_t end);
     void (*experts_prepare)(const Experts&);
     void (*experts_inner)(const Experts&, int64_t begin, int64_t end);  // of k * F
     void (*experts_between)(const Experts&);

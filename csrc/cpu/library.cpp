@@ -147,7 +147,7 @@ extern "C" {
 enum Result : int { DONE = 0, BAD_SIZE = 1, NO_MEMORY = 2, BAD_EXPERT = 3 };
 
 // Changes with every change of the functions below; the loader compares it with what it was written for.
-int quintet_version() { return 1; }
+int quintet_version() { return 2; }
 
 // 1: this CPU has the level; 0: it lacks it; -1: there is none of that name in this build.
 int quintet_has(const char* name) { return find_level(name) ? has_level(name) : -1; }
@@ -185,6 +185,21 @@ int quintet_mxfp4_matvec(int type, int64_t rows, int64_t groups, int64_t outputs
     level->packed_prepare(m);
     share([](const void* a, int64_t begin, int64_t end) { level->packed(*static_cast<const Packed*>(a), begin, end); },
           &m, outputs, groups * (GROUP_BYTES + 1), threads);
+    return DONE;
+}
+
+int quintet_integers(int bits, int type, int scale_type, int64_t rows, int64_t inputs, int64_t outputs, int64_t group,
+                     const uint8_t* weight, const void* scales, const uint8_t* zeros, const void* x, int64_t x_stride,
+                     const void* bias, void* out, int64_t threads) {
+    if (!sane(type, rows, inputs, outputs) || scale_type < FP32 || scale_type > FP16 || x_stride < 0) return BAD_SIZE;
+    if ((bits != 4 && bits != 8) || (bits == 8 && zeros) || group < 1 || group > inputs || inputs % group) return BAD_SIZE;
+    if (group % 32 && (bits == 4 || group != inputs)) return BAD_SIZE;
+    Integers m{type, bits, scale_type, rows, inputs, outputs, group, weight, scales, zeros, x, x_stride, bias, out, nullptr};
+    m.prepared = scratch.get(level->integers_bytes(type, inputs) * size_t(rows));
+    if (!m.prepared) return NO_MEMORY;
+    level->integers_prepare(m);
+    share([](const void* a, int64_t begin, int64_t end) { level->integers(*static_cast<const Integers*>(a), begin, end); },
+          &m, outputs, inputs * bits / 8 + inputs / group * element_bytes(scale_type), threads);
     return DONE;
 }
 

@@ -1,5 +1,5 @@
 // Level "portable": plain C++ for any CPU; compilers make vectors of 4 or 8 of it.
-#include "body.h"
+#include "entries.h"
 
 namespace quintet {
 namespace {
@@ -20,6 +20,7 @@ struct Portable {
         std::memcpy(made.lane, from, sizeof made.lane);
         return made;
     }
+    static void storef(float* to, vec value) { std::memcpy(to, value.lane, sizeof value.lane); }
     static vec mul(vec a, vec b) {
         for (int i = 0; i < width; ++i) a.lane[i] *= b.lane[i];
         return a;
@@ -73,11 +74,24 @@ struct Portable {
             to[2 + i / width].lane[i % width] = CODES[bytes[i] >> 4];
         }
     }
+    static void bytes(const uint8_t* from, vec* to) {
+        for (int i = 0; i < 32; ++i) to[i / width].lane[i % width] = float(int8_t(from[i]));
+    }
+    static void nibbles(const uint8_t* from, vec zero, vec* to) {
+        for (int i = 0; i < 16; ++i) {
+            to[i / width].lane[i % width] = float(from[i] & 15) - zero.lane[0];
+            to[2 + i / width].lane[i % width] = float(from[i] >> 4) - zero.lane[0];
+        }
+    }
     static void prefetch(const void*) {}
     template <int T>
     using Way = Widened<Portable, T>;
     template <int T>
     using PackedWay = PackedWidened<Portable, T>;
+    template <int T>
+    using Bytes = BytesWidened<Portable>;
+    template <int T, bool Zeros>
+    using Nibbles = NibblesWidened<Portable, Zeros>;
 };
 
 }  // namespace

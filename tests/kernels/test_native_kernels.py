@@ -127,8 +127,9 @@ def test_every_level_equals_the_reference(level: str) -> None:
         pytest.skip(f"this CPU has no {level}")
     done = in_process(
         "from quintet.kernels.loader import status\n"
-        "import test_native_kernels\n"
+        "import test_native_integers, test_native_kernels\n"
         "test_native_kernels.check_everything()\n"
+        "test_native_integers.check_everything()\n"
         "print(status().level)",
         **{"QUINTET_ISA": level},
     )

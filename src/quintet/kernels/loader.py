@@ -19,9 +19,9 @@ __all__ = ["LEVELS", "NATIVE_OPS", "Status", "check", "library", "status"]
 # Sets of instructions, the best first.
 LEVELS = ("avx512", "avx2", "portable")
 # Operations that the shared object has.
-NATIVE_OPS = ("matvec", "mxfp4_matvec", "mxfp4_experts")
+NATIVE_OPS = ("matvec", "int8_linear", "int4_linear", "mxfp4_matvec", "mxfp4_experts")
 # What the functions of the shared object must say they are; another one is of another version of quintet.
-VERSION = 1
+VERSION = 2
 PATH = Path(__file__).parent / "_cpu.so"
 # A row times a weight: more rows than this are a matrix product.
 MOST_ROWS = 8
@@ -30,6 +30,7 @@ _int, _size, _pointer, _float = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, c
 _SIGNATURES = {
     "quintet_matvec": [_int, *[_size] * 3, _pointer, _size, _pointer, _size, _pointer, _pointer, _size],
     "quintet_mxfp4_matvec": [_int, *[_size] * 3, *[_pointer] * 3, _size, _pointer, _pointer, _size],
+    "quintet_integers": [*[_int] * 3, *[_size] * 4, *[_pointer] * 4, _size, _pointer, _pointer, _size],
     "quintet_mxfp4_experts": [_int, *[_size] * 4, *[_pointer] * 10, _float, _float, _size],
 }
 

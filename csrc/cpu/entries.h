@@ -1,0 +1,95 @@
+// What a level offers, made of the products over its vector type: one entry for each type of the numbers.
+#pragma once
+
+#include "body.h"
+#include "integers.h"
+
+namespace quintet {
+namespace {
+
+template <class V>
+struct Entries {
+    template <int T>
+    static size_t matvec_bytes_of(int64_t inputs) {
+        using Way = typename V::template Way<T>;
+        return size_t(round_up(inputs, Way::step)) * sizeof(typename Way::X);
+    }
+    template <int T>
+    static size_t packed_bytes_of(int64_t groups) {
+        using Way = typename V::template PackedWay<T>;
+        return size_t((groups + Way::groups - 1) / Way::groups * Way::numbers) * sizeof(typename Way::X);
+    }
+    template <int T>
+    static void matvec_prepare_of(const Matvec& m) {
+        using Way = typename V::template Way<T>;
+        auto* to = static_cast<typename Way::X*>(m.prepared);
+        for (int64_t r = 0; r < m.rows; ++r) Way::prepare(m.x, r * m.x_stride, m.inputs, to + r * round_up(m.inputs, Way::step));
+    }
+    template <int T>
+    static void packed_prepare_of(const Packed& m) {
+        using Way = typename V::template PackedWay<T>;
+        for (int64_t r = 0; r < m.rows; ++r) {
+            auto* to = reinterpret_cast<typename Way::X*>(static_cast<char*>(m.prepared) + size_t(r) * packed_bytes_of<T>(m.groups));
+            Way::prepare([&](int64_t i) { return widen<V, T>(m.x, r * m.x_stride + i); }, m.groups, to);
+        }
+    }
+    template <int T>
+    static void experts_prepare_of(const Experts& m) {
+        using Way = typename V::template PackedWay<T>;
+        Way::prepare([&](int64_t i) { return widen<V, T>(m.x, i); }, m.hidden / GROUP, static_cast<typename Way::X*>(m.prepared));
+    }
+    template <int T>
+    static void integers_prepare_of(const Integers& m) { quintet::integers_prepare_of<V, T>(m); }
+    template <int T>
+    static void experts_between_of(const Experts& m) {
+        using Way = typename V::template PackedWay<T>;
+        for (int64_t choice = 0; choice < m.chosen; ++choice) {
+            const float* from = m.values + choice * m.inner;
+            char* to = static_cast<char*>(m.prepared_values) + size_t(choice) * packed_bytes_of<T>(m.inner / GROUP);
+            Way::prepare([&](int64_t i) { return from[i]; }, m.inner / GROUP, reinterpret_cast<typename Way::X*>(to));
+        }
+    }
+
+    static size_t matvec_bytes(int type, int64_t n) {
+        return type == FP32 ? matvec_bytes_of<FP32>(n) : type == BF16 ? matvec_bytes_of<BF16>(n) : matvec_bytes_of<FP16>(n);
+    }
+    static size_t packed_bytes(int type, int64_t n) {
+        return type == FP32 ? packed_bytes_of<FP32>(n) : type == BF16 ? packed_bytes_of<BF16>(n) : packed_bytes_of<FP16>(n);
+    }
+    static size_t integers_bytes(int type, int64_t n) {
+        return type == FP32 ? integers_bytes_of<V, FP32>(n) : type == BF16 ? integers_bytes_of<V, BF16>(n) : integers_bytes_of<V, FP16>(n);
+    }
+#define QUINTET_BY_TYPE(name, Args)                        \
+    static void name(const Args& m) {                      \
+        if (m.type == FP32) name##_of<FP32>(m);            \
+        else if (m.type == BF16) name##_of<BF16>(m);       \
+        else name##_of<FP16>(m);                           \
+    }
+    QUINTET_BY_TYPE(matvec_prepare, Matvec)
+    QUINTET_BY_TYPE(packed_prepare, Packed)
+    QUINTET_BY_TYPE(integers_prepare, Integers)
+    QUINTET_BY_TYPE(experts_prepare, Experts)
+    QUINTET_BY_TYPE(experts_between, Experts)
+#undef QUINTET_BY_TYPE
+#define QUINTET_BY_TYPE(name, of, Args)                                      \
+    static void name(const Args& m, int64_t begin, int64_t end) {            \
+        if (m.type == FP32) of<V, FP32>(m, begin, end);                      \
+        else if (m.type == BF16) of<V, BF16>(m, begin, end);                 \
+        else of<V, FP16>(m, begin, end);                                     \
+    }
+    QUINTET_BY_TYPE(matvec, matvec_of, Matvec)
+    QUINTET_BY_TYPE(packed, packed_of, Packed)
+    QUINTET_BY_TYPE(integers, integers_of, Integers)
+    QUINTET_BY_TYPE(experts_inner, experts_inner_of, Experts)
+    QUINTET_BY_TYPE(experts_outer, experts_outer_of, Experts)
+#undef QUINTET_BY_TYPE
+
+    static constexpr Level level(const char* name) {
+        return {name, matvec_bytes, matvec_prepare, matvec, packed_bytes, packed_prepare, packed,
+                integers_bytes, integers_prepare, integers,
+                experts_prepare, experts_inner, experts_between, experts_outer};
+    }
+};
+
+}  // namespace
+}  // namespace quintet
