@@ -25,7 +25,7 @@ def test_json_has_everything(capsys):
     assert facts["read_bandwidth"]["gb_s"] > 0
     assert facts["attention"][:3] == ["eager", "sdpa", "flex_attention"]
     kernels = facts["kernels"]
-    assert set(kernels["operations"]) == {"matvec", "mxfp4_matvec", "mxfp4_experts"}
+    assert set(kernels["operations"]) == set(loader.NATIVE_OPS)
     way = f"native {kernels['level']}" if kernels["native"] else "PyTorch"
     assert set(kernels["operations"].values()) == {way} and kernels["reason"]
     assert facts["offline"] is True  # as tests/conftest.py sets it
@@ -41,7 +41,7 @@ def test_the_table_for_people(capsys):
 
 def test_the_line_about_kernels(capsys, monkeypatch):
     states = {
-        "native avx2 (QUINTET_ISA; threads of libgomp.so.1): matvec, mxfp4_matvec": loader.Status(
+        "native avx2 (QUINTET_ISA; threads of libgomp.so.1): matvec, int8_linear": loader.Status(
             True, "avx2", "libgomp.so.1", "QUINTET_ISA"
         ),
         "plain PyTorch (QUINTET_NATIVE=0)": loader.Status(False, None, None, "QUINTET_NATIVE=0"),
