@@ -91,7 +91,7 @@ def test_a_cache_that_is_longer_than_the_prompt(model: Any) -> None:
         ({"max_new_token": 3}, "'max_new_token' is neither an option.*GPT2LMHeadModel. Did you mean 'max_new_tokens'"),
         ({"attention_masks": 3}, "Did you mean 'attention_mask'"),
         ({"return_dict": True}, "'return_dict' is neither an option"),
-        ({"num_beams": 3}, "cannot carry out yet"),
+        ({"use_mtp": True}, "cannot carry out yet"),
         ({"max_length": 3}, "the prompt has 3 tokens and max_length is 3, prompt included: nothing can be generated"),
         (
             {"max_new_tokens": 255},

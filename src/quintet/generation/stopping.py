@@ -174,6 +174,15 @@ class StopRules:
             else:
                 self._others.append(one)
 
+    @property
+    def reads_ids(self) -> bool:
+        """Whether a criterion looks at more than the last token."""
+        return bool(self._others)
+
+    def forget(self) -> None:
+        """Take no row as done any more: in beam search the rows of a step do not continue those of the one before."""
+        self.done, self.any_done = [False] * len(self.done), False
+
     def update(self, tokens: list[int], input_ids: Callable[[], torch.Tensor], scores: Callable[[], Scores]) -> bool:
         """Take note of one column of tokens.
 

@@ -10,18 +10,22 @@ from typing import Any
 
 from quintet.errors import GenerationError
 from quintet.generation.call import Call
-from quintet.generation.loops import sample
+from quintet.generation.loops import beam, sample
 from quintet.generation.run import Run
 
 __all__ = ["STRATEGIES", "pick_strategy", "refuse_custom"]
 
 STRATEGIES: dict[str, Callable[[Call], Run]] = {
+    "beams": beam.start,  # with groups and with draws as well
     "sample": sample.start,  # greedy decoding is its case without draws
 }
 
 
 def pick_strategy(call: Call) -> Callable[[Call], Run]:
     """Return the strategy that the options in force ask for."""
+    config = call.config
+    if config.num_beams > 1 or (config.num_beam_groups or 1) > 1 or config.diversity_penalty:
+        return STRATEGIES["beams"]
     return STRATEGIES["sample"]
 
 

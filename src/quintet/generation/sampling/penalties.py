@@ -96,16 +96,20 @@ def decay_length(scores: torch.Tensor, ids: torch.Tensor, factor: PerRow, steps:
     return scores.index_copy(1, ids, torch.where(chosen.isfinite(), raised, chosen))
 
 
-def hamming_diversity(scores: torch.Tensor, chosen: torch.Tensor, penalty: float) -> torch.Tensor:
+def hamming_diversity(
+    scores: torch.Tensor, chosen: torch.Tensor, penalty: float, counted: torch.Tensor | None = None
+) -> torch.Tensor:
     """Lower each token by `penalty` for every earlier group that chose it (Vijayakumar et al. 2018, section 4).
 
     Args:
         scores: (B * beams of a group, V), the beams of a prompt side by side.
         chosen: (B, beams of the earlier groups) tokens that those groups chose in this step.
         penalty: Above 0.
+        counted: (B, beams of the earlier groups) bool, whether each has a say; None for all.
     """
     counts = scores.new_zeros((chosen.shape[0], scores.shape[-1]))  # (B, V)
-    counts.scatter_add_(1, chosen, torch.ones_like(chosen, dtype=scores.dtype))
+    weights = torch.ones_like(chosen, dtype=scores.dtype) if counted is None else counted.to(scores.dtype)
+    counts.scatter_add_(1, chosen, weights)
     beams = scores.shape[0] // chosen.shape[0]
     return scores - penalty * counts.repeat_interleave(beams, dim=0)
 
