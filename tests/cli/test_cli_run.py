@@ -174,6 +174,14 @@ def test_progress_is_drawn_on_a_terminal(run: Run, folder: Any, monkeypatch: pyt
     assert "2item" in shown
 
 
+def test_no_bar_stands_between_results_on_a_terminal(run: Run, folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quintet.cli.run.show_progress", lambda: True)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    code, lines, shown = run("text-classification", "-m", folder("text-classification"), stdin=b'"a"\n"b"\n')
+    assert (code, len(lines)) == (0, 2)
+    assert "item" not in shown
+
+
 @pytest.mark.parametrize(
     ("words", "stdin", "code", "message"),
     [
