@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from quintet.generation.generate import GenerationMixin
     from quintet.generation.known_tokens import KnownTokensLogitsProcessor
     from quintet.generation.loops.column import Column
-    from quintet.generation.output import GenerateDecoderOnlyOutput
+    from quintet.generation.output import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
     from quintet.generation.processors import (
         LogitsProcessor,
         LogitsProcessorList,
@@ -43,6 +43,7 @@ __all__ = [
     "Column",
     "DecodeState",
     "EosTokenCriteria",
+    "GenerateBeamDecoderOnlyOutput",
     "GenerateDecoderOnlyOutput",
     "GenerationConfig",
     "GenerationMixin",
@@ -71,7 +72,7 @@ _HOMES = {
     "generate": ("GenerationMixin",),
     "known_tokens": ("KnownTokensLogitsProcessor",),
     "loops.column": ("Column",),
-    "output": ("GenerateDecoderOnlyOutput",),
+    "output": tuple(name for name in __all__ if name.endswith("Output")),
     "processors": tuple(name for name in __all__ if "Logits" in name and not name.startswith("Known")),
     "state": ("DecodeState",),
     "stopping": tuple(name for name in __all__ if "Criteria" in name),
