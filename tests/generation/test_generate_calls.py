@@ -105,10 +105,7 @@ def test_a_cache_that_is_longer_than_the_prompt(model: Any) -> None:
         ({"min_length": 9, "max_length": 8}, "min_length=9 asks for at least 6 new tokens, and at most 5 can be"),
         ({"num_return_sequences": 2}, "greedy decoding gives the same sequence every time"),
         ({"stop_strings": "a"}, r"stop_strings='a' needs the tokenizer.*tokenizer=tokenizer"),
-        (
-            {"prefix_allowed_tokens_fn": print},
-            "prefix_allowed_tokens_fn is an argument that generate.*cannot carry out yet",
-        ),
+        ({"prefix_allowed_tokens_fn": 3}, "prefix_allowed_tokens_fn is a int, but must be a function"),
         ({"assistant_model": 3}, "assistant_model is an argument"),
         ({"synced_gpus": True}, "synced_gpus is an argument"),
         ({"custom_generate": "x/y"}, "custom_generate is refused: quintet runs no code from model repositories"),

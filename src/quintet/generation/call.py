@@ -47,6 +47,9 @@ class Arguments:
     generator: torch.Generator | None = None
     assistant_model: Any = None
     assistant_tokenizer: Any = None
+    prefix_allowed_tokens_fn: Callable[..., Any] | None = None
+    negative_prompt_ids: torch.Tensor | None = None
+    negative_prompt_attention_mask: torch.Tensor | None = None
 
 
 @dataclass
@@ -101,7 +104,8 @@ class Call:
     @property
     def own_code(self) -> bool:
         """Whether processors or criteria of the caller look at the tokens."""
-        return bool(self.arguments.logits_processor or self.arguments.stopping_criteria)
+        given = self.arguments
+        return bool(given.logits_processor or given.stopping_criteria or given.prefix_allowed_tokens_fn)
 
     def begin(self) -> DecodeState:
         """Return the model before it reads the prompt."""
@@ -174,7 +178,18 @@ def resolve_call(
         prompt,
         special,
         lengths,
-        build_processors(config, processors, prompt, lengths, special, copies),
+        build_processors(
+            config,
+            processors,
+            prompt,
+            lengths,
+            special,
+            copies,
+            model=model,
+            prefix_allowed_tokens_fn=arguments.prefix_allowed_tokens_fn,
+            negative_prompt_ids=arguments.negative_prompt_ids,
+            negative_prompt_attention_mask=arguments.negative_prompt_attention_mask,
+        ),
         build_criteria(config, criteria, lengths, special, arguments.tokenizer),
         use_cache,
         tuple(name for name in COLLECTED if config.return_dict_in_generate and getattr(config, f"output_{name}")),

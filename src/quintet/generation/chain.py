@@ -5,8 +5,9 @@ Letters: B rows, T tokens of the prompt.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -15,7 +16,8 @@ from quintet.generation import processors as built_in
 from quintet.generation import stopping
 from quintet.generation.config import GenerationConfig
 from quintet.generation.resolve import Lengths, SpecialTokens, warn
-from quintet.generation.state import Prompt
+from quintet.generation.state import GenerativeModel, Prompt
+from quintet.generation.watermark_config import as_watermarking_config
 
 __all__ = ["build_criteria", "build_processors", "check_callables"]
 
@@ -59,46 +61,164 @@ def build_processors(
     lengths: Lengths,
     special: SpecialTokens,
     copies: int = 1,
+    *,
+    model: GenerativeModel | None = None,
+    prefix_allowed_tokens_fn: Callable[..., Any] | None = None,
+    negative_prompt_ids: torch.Tensor | None = None,
+    negative_prompt_attention_mask: torch.Tensor | None = None,
 ) -> built_in.LogitsProcessorList:
-    """Return the processors in the reference's order: penalties, lengths, the caller's, then those of sampling.
+    """Return the processors in the reference's order.
+
+    Guidance; bias and repetition; what may stand where; the caller's; those of sampling; watermark; normalization.
 
     Args:
         config: Options in force.
-        own: The caller's processors.
+        own: The caller's processors; ours among them are copied, because they take notes of the rows.
         prompt: What is continued.
         lengths: Limits in tokens.
         special: Special tokens in force.
         copies: Rows that each prompt has while decoding: its beams, or its returned sequences.
+        model: The model, for guidance and watermarks.
+        prefix_allowed_tokens_fn: See `GenerationMixin.generate`.
+        negative_prompt_ids: See `GenerationMixin.generate`.
+        negative_prompt_attention_mask: See `GenerationMixin.generate`.
+
+    Raises:
+        GenerationError: an option needs something that is not there.
+        InputError: the negative prompt cannot be used.
     """
-    device = prompt.ids.device
-    built: list[Callable[..., Any]] = []
-    if config.repetition_penalty is not None and config.repetition_penalty != 1.0:
-        if prompt.ids.shape[1] == 0:
-            warn(
-                "repetition_penalty counts new tokens only, because the prompt is given as inputs_embeds without "
-                "input_ids.",
-            )
-        penalty = float(config.repetition_penalty)
-        built.append(built_in.RepetitionPenaltyLogitsProcessor(penalty, _padding(prompt, copies)))
-    start = prompt.ids.shape[1]
-    if special.eos and lengths.minimum > start:
-        eos = list(special.eos)
-        if config.min_new_tokens is not None:
-            least = lengths.minimum - start
-            built.append(built_in.MinNewTokensLengthLogitsProcessor(start, least, eos, device=device))
-        else:
-            built.append(built_in.MinLengthLogitsProcessor(lengths.minimum, eos, device=device))
+    own = [copy.copy(one) if type(one).__module__.startswith(built_in.__name__) else one for one in own]
+    built = [
+        *_guidance(config, model, lengths, negative_prompt_ids, negative_prompt_attention_mask),
+        *_repetition(config, prompt, copies),
+        *_lengths(config, prompt, lengths, special),
+        *_places(config, prompt, lengths, special, prefix_allowed_tokens_fn),
+    ]
     chain = built_in.LogitsProcessorList(_merged(built, own, "logits processor"))
     if config.do_sample:
-        if config.temperature is not None and config.temperature != 1.0:
-            chain.append(built_in.TemperatureLogitsWarper(float(config.temperature)))
-        if config.top_k:
-            chain.append(built_in.TopKLogitsWarper(int(config.top_k)))
-        if config.top_p is not None and config.top_p < 1.0:
-            chain.append(built_in.TopPLogitsWarper(float(config.top_p)))
-        if config.min_p is not None:
-            chain.append(built_in.MinPLogitsWarper(float(config.min_p)))
+        chain.extend(_warpers(config, special))
+    if config.watermarking_config is not None:
+        settings = as_watermarking_config(config.watermarking_config)
+        chain.append(settings.construct_processor(cast(Any, model).config.vocab_size, prompt.ids.device))
+    if config.renormalize_logits:
+        chain.append(built_in.LogitNormalization())
     return chain
+
+
+Processors = Iterator[Callable[..., Any]]
+
+
+def _guidance(
+    config: GenerationConfig,
+    model: GenerativeModel | None,
+    lengths: Lengths,
+    ids: torch.Tensor | None,
+    mask: torch.Tensor | None,
+) -> Processors:
+    if config.guidance_scale is None or config.guidance_scale == 1:
+        if ids is not None or mask is not None:
+            warn("negative_prompt_ids has no effect without guidance_scale: set that, above 1.0, or leave it out.")
+        return
+    scale = float(config.guidance_scale)
+    yield built_in.UnbatchedClassifierFreeGuidanceLogitsProcessor(scale, model, ids, mask, config.use_cache)
+    limit = cast(GenerativeModel, model)._position_limit()
+    if ids is not None and limit is not None and ids.shape[1] + lengths.new - 1 > limit:
+        raise GenerationError(
+            f"negative_prompt_ids has {ids.shape[1]} tokens and is continued by up to {lengths.new} new ones, and the "
+            f"model has {limit} positions (max_position_embeddings). Shorten it, or ask for at most "
+            f"{max(limit - ids.shape[1] + 1, 0)} new tokens."
+        )
+
+
+def _repetition(config: GenerationConfig, prompt: Prompt, copies: int) -> Processors:
+    if config.sequence_bias is not None:
+        yield built_in.SequenceBiasLogitsProcessor(config.sequence_bias)
+    penalty, of_prompt = config.repetition_penalty, config.encoder_repetition_penalty
+    if of_prompt is not None and of_prompt != 1.0 and _has_tokens("encoder_repetition_penalty", prompt):
+        yield built_in.EncoderRepetitionPenaltyLogitsProcessor(float(of_prompt), prompt.ids)
+    if penalty is not None and penalty != 1.0:
+        _warn_of_embeds("repetition_penalty", prompt)
+        yield built_in.RepetitionPenaltyLogitsProcessor(float(penalty), _padding(prompt, copies))
+    if config.no_repeat_ngram_size:
+        _warn_of_embeds("no_repeat_ngram_size", prompt)
+        yield built_in.NoRepeatNGramLogitsProcessor(int(config.no_repeat_ngram_size))
+    if config.encoder_no_repeat_ngram_size and _has_tokens("encoder_no_repeat_ngram_size", prompt):
+        yield built_in.EncoderNoRepeatNGramLogitsProcessor(int(config.encoder_no_repeat_ngram_size), prompt.ids)
+
+
+def _warn_of_embeds(name: str, prompt: Prompt) -> None:
+    if prompt.ids.shape[1] == 0:
+        warn(f"{name} counts new tokens only, because the prompt is given as inputs_embeds without input_ids.")
+
+
+def _has_tokens(name: str, prompt: Prompt) -> bool:
+    if prompt.embeds is not None:
+        warn(f"{name} has no effect, because the prompt is given as inputs_embeds. Give input_ids, or unset it.")
+    return prompt.embeds is None
+
+
+def _lengths(config: GenerationConfig, prompt: Prompt, lengths: Lengths, special: SpecialTokens) -> Processors:
+    device, start, eos = prompt.ids.device, prompt.ids.shape[1], list(special.eos)
+    if config.bad_words_ids is not None:
+        yield built_in.NoBadWordsLogitsProcessor(config.bad_words_ids, eos or None)
+    if eos and lengths.minimum > start:
+        if config.min_new_tokens is not None:
+            least = lengths.minimum - start
+            yield built_in.MinNewTokensLengthLogitsProcessor(start, least, eos, device=device)
+        else:
+            yield built_in.MinLengthLogitsProcessor(lengths.minimum, eos, device=device)
+
+
+def _places(
+    config: GenerationConfig,
+    prompt: Prompt,
+    lengths: Lengths,
+    special: SpecialTokens,
+    prefix_allowed_tokens_fn: Callable[..., Any] | None,
+) -> Processors:
+    device, start = prompt.ids.device, prompt.ids.shape[1]
+    if prefix_allowed_tokens_fn is not None:
+        yield built_in.PrefixConstrainedLogitsProcessor(prefix_allowed_tokens_fn, config.num_beams)
+    if config.forced_bos_token_id is not None:
+        yield built_in.ForcedBOSTokenLogitsProcessor(config.forced_bos_token_id)
+    if config.forced_eos_token_id is not None:
+        yield built_in.ForcedEOSTokenLogitsProcessor(lengths.maximum, config.forced_eos_token_id, device=device)
+    if config.remove_invalid_values:
+        yield built_in.InfNanRemoveLogitsProcessor()
+    if config.exponential_decay_length_penalty is not None:
+        if not special.eos:
+            raise GenerationError(
+                f"exponential_decay_length_penalty={config.exponential_decay_length_penalty!r} makes the end of the "
+                "text likelier, and there is no eos_token_id that would end it. Set eos_token_id, or unset the penalty."
+            )
+        pair = config.exponential_decay_length_penalty
+        yield built_in.ExponentialDecayLengthPenalty(pair, list(special.eos), start)
+    if config.suppress_tokens is not None:
+        yield built_in.SuppressTokensLogitsProcessor(config.suppress_tokens, device=device)
+    if config.begin_suppress_tokens is not None:
+        begin = start if start > 1 or config.forced_bos_token_id is None else start + 1
+        yield built_in.SuppressTokensAtBeginLogitsProcessor(config.begin_suppress_tokens, begin, device=device)
+
+
+def _warpers(config: GenerationConfig, special: SpecialTokens) -> Processors:
+    # Beams need a token that goes on beside those that end.
+    keep = max(len(special.eos), 1) + 1 if config.num_beams > 1 else 1
+    if config.temperature is not None and config.temperature != 1.0:
+        yield built_in.TemperatureLogitsWarper(float(config.temperature))
+    if config.top_h is not None:
+        yield built_in.TopHLogitsWarper(float(config.top_h))
+    if config.top_k:
+        yield built_in.TopKLogitsWarper(int(config.top_k), min_tokens_to_keep=keep)
+    if config.top_p is not None and config.top_p < 1.0:
+        yield built_in.TopPLogitsWarper(float(config.top_p), min_tokens_to_keep=keep)
+    if config.min_p is not None:
+        yield built_in.MinPLogitsWarper(float(config.min_p), min_tokens_to_keep=keep)
+    if config.typical_p is not None and config.typical_p < 1.0:
+        yield built_in.TypicalLogitsWarper(float(config.typical_p), min_tokens_to_keep=keep)
+    if config.epsilon_cutoff is not None and 0.0 < config.epsilon_cutoff < 1.0:
+        yield built_in.EpsilonLogitsWarper(float(config.epsilon_cutoff), min_tokens_to_keep=keep)
+    if config.eta_cutoff is not None and 0.0 < config.eta_cutoff < 1.0:
+        yield built_in.EtaLogitsWarper(float(config.eta_cutoff), min_tokens_to_keep=keep)
 
 
 def _padding(prompt: Prompt, copies: int) -> torch.Tensor | None:

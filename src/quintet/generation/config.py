@@ -14,6 +14,7 @@ from typing import Any
 
 from quintet.errors import ConfigError, GenerationError, suggest
 from quintet.generation.options import BEAMS, CACHED, DRAFT, NAMED, OPTIONS, RECORD, SAMPLING, STATIC, is_static, works
+from quintet.generation.watermark_config import as_watermarking_config
 from quintet.hub import read_json, resolve_folder, safe_join, write_text_atomic
 
 __all__ = ["GENERATION_CONFIG_NAME", "GenerationConfig"]
@@ -73,7 +74,7 @@ class GenerationConfig:
                 f"{name!r} is not an option of generate().{suggest(name, OPTIONS)} "
                 f"Options that work: {', '.join(works())}."
             )
-        object.__setattr__(self, name, value)
+        object.__setattr__(self, name, as_watermarking_config(value) if name == "watermarking_config" else value)
 
     def __getattr__(self, name: str) -> Any:  # only for names that are not there; also tells type checkers of the rest
         raise AttributeError(f"GenerationConfig has no option {name!r}.{suggest(name, self.__dict__)}")
@@ -129,7 +130,7 @@ class GenerationConfig:
                     f"Lower {low} or raise {high}."
                 )
         if strict:
-            idle = self.without_effect()
+            idle = self.without_effect(has_draft=True)  # those for drafts count when the model itself is one
             if idle:
                 raise GenerationError("These options contradict each other. " + " ".join(idle.values()))
 
@@ -151,7 +152,7 @@ class GenerationConfig:
         on = {
             SAMPLING: self.do_sample is True,
             BEAMS: (self.num_beams or 1) > 1,
-            DRAFT: has_draft or self.is_assistant is True,
+            DRAFT: has_draft or self.is_assistant is True or self.assistant_early_exit is not None,
             RECORD: self.return_dict_in_generate is True,
             CACHED: self.use_cache is not False,
             NAMED: self.cache_implementation is not None,
@@ -171,6 +172,8 @@ class GenerationConfig:
         found = {}
         for name, option in OPTIONS.items():
             value = getattr(self, name)
+            if name == "top_k" and self.penalty_alpha:
+                continue  # contrastive search chooses among the best ones
             if option.needs and not on[option.needs] and not option.is_neutral(value):
                 found[name] = f"{name}={value!r} has no effect without {wanted[option.needs]}: set that, or unset it."
         return found
@@ -205,6 +208,8 @@ class GenerationConfig:
         data = self.to_diff_dict() if use_diff else self.to_dict()
         for name in (*(METADATA if ignore_metadata else ()), *(keys_to_pop or ())):
             data.pop(name, None)
+        if isinstance(data.get("sequence_bias"), dict):  # JSON has no keys of several numbers
+            data["sequence_bias"] = [[list(ids), bias] for ids, bias in data["sequence_bias"].items()]
         try:
             return json.dumps(_plain(data), indent=2, sort_keys=True, allow_nan=False) + "\n"
         except (TypeError, ValueError) as error:

@@ -72,11 +72,13 @@ class GenerationMixin:
             generation_config: Options; those at None are the model's. Keywords override it.
             logits_processor: Callables `(input_ids, scores) -> scores`, applied before those of sampling.
             stopping_criteria: Callables `(input_ids, scores) -> done`.
+            prefix_allowed_tokens_fn: `(batch_id, input_ids) -> ids` of the tokens that may follow a row's (S,) tokens.
+            negative_prompt_ids: (B, P) prompts to keep away from, with `guidance_scale`; None takes the last tokens.
+            negative_prompt_attention_mask: (B, P) with 0 for padding in them.
             streamer: Gets the prompt, then every column of tokens, then the end.
             tokenizer: Needed for `stop_strings`.
             generator: Source of randomness for sampling; None for the global one.
-            prefix_allowed_tokens_fn, synced_gpus, assistant_model, negative_prompt_ids,
-                negative_prompt_attention_mask, custom_generate, assistant_tokenizer: Refused for now.
+            synced_gpus, assistant_model, custom_generate, assistant_tokenizer: Refused for now.
             **kwargs: Options by name, and arguments of the model (`attention_mask`, `past_key_values`,
                 `inputs_embeds`, `position_ids`, ...).
 
@@ -90,15 +92,20 @@ class GenerationMixin:
         """
         refuse_custom(custom_generate)
         _refuse(
-            prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
             synced_gpus=synced_gpus or None,
             assistant_model=assistant_model,
-            negative_prompt_ids=negative_prompt_ids,
-            negative_prompt_attention_mask=negative_prompt_attention_mask,
             assistant_tokenizer=assistant_tokenizer,
         )
         arguments = Arguments(
-            logits_processor, stopping_criteria, tokenizer, generator, assistant_model, assistant_tokenizer
+            logits_processor,
+            stopping_criteria,
+            tokenizer,
+            generator,
+            assistant_model,
+            assistant_tokenizer,
+            prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
+            negative_prompt_ids=negative_prompt_ids,
+            negative_prompt_attention_mask=negative_prompt_attention_mask,
         )
         try:
             return _start(cast(GenerativeModel, self), inputs, generation_config, arguments, kwargs).finish(streamer)
@@ -116,6 +123,9 @@ class GenerationMixin:
         logits_processor: Callables = None,
         stopping_criteria: Callables = None,
         *,
+        prefix_allowed_tokens_fn: Callable[..., Any] | None = None,
+        negative_prompt_ids: torch.Tensor | None = None,
+        negative_prompt_attention_mask: torch.Tensor | None = None,
         tokenizer: Any = None,
         generator: torch.Generator | None = None,
         **kwargs: Any,
@@ -133,7 +143,15 @@ class GenerationMixin:
         """
         kwargs.setdefault("return_dict_in_generate", True)
         with torch.no_grad():
-            arguments = Arguments(logits_processor, stopping_criteria, tokenizer, generator)
+            arguments = Arguments(
+                logits_processor,
+                stopping_criteria,
+                tokenizer,
+                generator,
+                prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
+                negative_prompt_ids=negative_prompt_ids,
+                negative_prompt_attention_mask=negative_prompt_attention_mask,
+            )
             run = _start(cast(GenerativeModel, self), inputs, generation_config, arguments, kwargs)
         return _without_gradients(run.columns())
 

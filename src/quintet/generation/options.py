@@ -6,13 +6,22 @@ No torch here.
 
 from __future__ import annotations
 
-import math
-import numbers
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from quintet.errors import GenerationError
+from quintet.generation import checks
+from quintet.generation.checks import Check
+from quintet.generation.checks import anything as _anything
+from quintet.generation.checks import early_stopping as _early_stopping
+from quintet.generation.checks import flag as _flag
+from quintet.generation.checks import integer as _integer
+from quintet.generation.checks import is_number as _is_number
+from quintet.generation.checks import number as _number
+from quintet.generation.checks import strings as _strings
+from quintet.generation.checks import token_id as _token_id
+from quintet.generation.checks import token_ids as _token_ids
+from quintet.generation.watermark_config import as_watermarking_config
 
 __all__ = [
     "BEAMS",
@@ -58,54 +67,9 @@ def is_static(name: Any) -> bool:
     return name in CACHES and "static" in CACHES[name][0]
 
 
-Check = Callable[[Any], "str | None"]
-"""Returns None when a value is allowed, else the words that say what is."""
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _integer(low: int) -> Check:
-    def check(value: Any) -> str | None:
-        if isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= low:
-            return None
-        return f"an integer of at least {low}"
-
-    return check
-
-
-def _number(allowed: str, test: Callable[[Any], bool] = lambda value: True) -> Check:
-    return lambda value: None if _is_number(value) and test(value) else allowed
-
-
-def _flag(value: Any) -> str | None:
-    return None if isinstance(value, bool) else "True or False"
-
-
-def _is_id(value: Any) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
-
-
-def _token_id(value: Any) -> str | None:
-    return None if _is_id(value) else "a token id (an integer)"
-
-
-def _token_ids(value: Any) -> str | None:
-    if _is_id(value) or (isinstance(value, (list, tuple)) and value and all(_is_id(one) for one in value)):
-        return None
-    return "a token id or a list of token ids"
-
-
-def _strings(value: Any) -> str | None:
-    values = [value] if isinstance(value, str) else value
-    if isinstance(values, (list, tuple)) and values and all(isinstance(one, str) and one for one in values):
-        return None
-    return "a string or a list of strings, none of them empty"
-
-
-def _early_stopping(value: Any) -> str | None:
-    return None if isinstance(value, bool) or value == "never" else 'True, False or "never"'
+def _watermark(value: Any) -> str | None:
+    as_watermarking_config(value).validate()  # which names the setting
+    return None
 
 
 def _cache_name(value: Any) -> str | None:
@@ -114,10 +78,6 @@ def _cache_name(value: Any) -> str | None:
 
 def _arguments(value: Any) -> str | None:
     return None if isinstance(value, dict) and all(isinstance(key, str) for key in value) else "a dict of arguments"
-
-
-def _anything(value: Any) -> str | None:
-    return None
 
 
 @dataclass(frozen=True)
@@ -163,7 +123,7 @@ class Option:
         allowed = self.check(value)
         if allowed is not None:
             advice = _ADVICE.get(self.name, "")
-            raise GenerationError(f"{self.name} is {value!r}, but must be {allowed}, or None.{advice}")
+            raise GenerationError(f"{self.name} is {checks.shown(value)}, but must be {allowed}, or None.{advice}")
 
 
 _ADVICE = {
@@ -171,6 +131,14 @@ _ADVICE = {
     "top_k": " 0 or None switches it off.",
     "top_p": " 1.0 switches it off.",
     "min_p": " None switches it off.",
+    "top_h": " None switches it off.",
+    "typical_p": " 1.0 switches it off.",
+    "epsilon_cutoff": " 0.0 switches it off.",
+    "eta_cutoff": " 0.0 switches it off.",
+    "no_repeat_ngram_size": " 0 switches it off.",
+    "encoder_no_repeat_ngram_size": " 0 switches it off.",
+    "encoder_repetition_penalty": " 1.0 switches it off; above 1.0 keeps more to the prompt's tokens.",
+    "guidance_scale": " 1.0 switches it off; above 1.0 keeps more to the prompt.",
     "repetition_penalty": " 1.0 switches it off; above 1.0 repeats less, below 1.0 more.",
     "eos_token_id": " None generates up to the length limit.",
     "stop_strings": " None stops at no string.",
@@ -222,26 +190,26 @@ _TABLE = (
     Option("top_k", _integer(0), 50, works=True, needs=SAMPLING),
     Option("top_p", _SHARE, 1.0, works=True, needs=SAMPLING),
     Option("min_p", _UNIT, works=True, needs=SAMPLING),
-    Option("top_h", _SHARE, needs=SAMPLING),
-    Option("typical_p", _SHARE, 1.0, needs=SAMPLING),
-    Option("epsilon_cutoff", _UNIT, 0.0, neutral=(1.0,), needs=SAMPLING),
-    Option("eta_cutoff", _UNIT, 0.0, neutral=(1.0,), needs=SAMPLING),
+    Option("top_h", _SHARE, works=True, needs=SAMPLING),
+    Option("typical_p", _SHARE, 1.0, works=True, needs=SAMPLING),
+    Option("epsilon_cutoff", _UNIT, 0.0, works=True, neutral=(1.0,), needs=SAMPLING),
+    Option("eta_cutoff", _UNIT, 0.0, works=True, neutral=(1.0,), needs=SAMPLING),
     Option("repetition_penalty", _POSITIVE, 1.0, works=True),
-    Option("encoder_repetition_penalty", _POSITIVE, 1.0),
-    Option("no_repeat_ngram_size", _integer(0), 0),
-    Option("encoder_no_repeat_ngram_size", _integer(0), 0),
-    Option("bad_words_ids"),
-    Option("sequence_bias"),
-    Option("suppress_tokens"),
-    Option("begin_suppress_tokens"),
-    Option("forced_bos_token_id", _token_id),
-    Option("forced_eos_token_id", _token_ids),
-    Option("exponential_decay_length_penalty"),
-    Option("renormalize_logits", _flag, neutral=(False,)),
-    Option("remove_invalid_values", _flag, False),
+    Option("encoder_repetition_penalty", _POSITIVE, 1.0, works=True),
+    Option("no_repeat_ngram_size", _integer(0), 0, works=True),
+    Option("encoder_no_repeat_ngram_size", _integer(0), 0, works=True),
+    Option("bad_words_ids", checks.id_sequences, works=True),
+    Option("sequence_bias", checks.bias_of_sequences, works=True),
+    Option("suppress_tokens", checks.id_list, works=True),
+    Option("begin_suppress_tokens", checks.id_list, works=True),
+    Option("forced_bos_token_id", checks.usable_id, works=True),
+    Option("forced_eos_token_id", checks.usable_ids, works=True),
+    Option("exponential_decay_length_penalty", checks.decay_pair, works=True),
+    Option("renormalize_logits", _flag, works=True, neutral=(False,)),
+    Option("remove_invalid_values", _flag, False, works=True),
     Option("token_healing", _flag, neutral=(False,)),
-    Option("guidance_scale", _NUMBER, neutral=(1.0,)),
-    Option("watermarking_config"),
+    Option("guidance_scale", _NUMBER, works=True, neutral=(1.0,)),
+    Option("watermarking_config", _watermark, works=True),
     # What comes back
     Option("num_return_sequences", _integer(1), 1, works=True),
     Option("return_dict_in_generate", _flag, False, works=True),
