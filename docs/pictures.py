@@ -161,7 +161,7 @@ def svg(screen: Screen) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}">',
         f'<rect width="{width}" height="{height}" rx="8" fill="{DARK}"/>',
-        f'<g font-family="DejaVu Sans Mono, Menlo, Consolas, monospace" font-size="{SIZE}" xml:space="preserve">',
+        f'<g font-family="DejaVu Sans Mono, Menlo, Consolas, monospace" font-size="{SIZE}">',
     ]
     for number, row in enumerate(rows):
         for start, text, look in runs(row):
@@ -169,12 +169,14 @@ def svg(screen: Screen) -> str:
             length = len(text) * WIDTH
             if look.back is not None:
                 parts.append(f'<rect x="{x:.1f}" y="{y}" width="{length:.1f}" height="{HEIGHT}" fill="{look.back}"/>')
-            if text.strip():
-                extra = ' font-weight="bold"' if look.bold else ""
-                extra += ' opacity="0.6"' if look.dim else ""
+            extra = ' font-weight="bold"' if look.bold else ""
+            extra += ' opacity="0.6"' if look.dim else ""
+            # Browsers drop spaces at the ends of a text and join several: each piece stands at a place of its own.
+            for piece in re.finditer(r"\S+(?: \S+)*", text):
+                place, length = x + piece.start() * WIDTH, len(piece[0]) * WIDTH
                 parts.append(
-                    f'<text x="{x:.1f}" y="{y + HEIGHT - 5}" fill="{look.color or LIGHT}" textLength="{length:.1f}"'
-                    f"{extra}>{escape(text)}</text>"
+                    f'<text x="{place:.1f}" y="{y + HEIGHT - 5}" fill="{look.color or LIGHT}" textLength="{length:.1f}"'
+                    f"{extra}>{escape(piece[0])}</text>"
                 )
     return "\n".join([*parts, "</g>", "</svg>"]) + "\n"
 

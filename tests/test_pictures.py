@@ -51,4 +51,16 @@ def test_the_screen_obeys_what_commands_print(pictures: ModuleType) -> None:
     assert pictures.runs(screen.rows[1])[0] == (0, "dim", pictures.Style(dim=True))
     assert screen.rows[4][0][1].back == "#afd7ff"
     drawn = ElementTree.fromstring(pictures.svg(screen))
-    assert "dim <&" in "".join(drawn.itertext()).replace("\n", "")
+    assert "dim" in drawn.itertext() and "<&" in drawn.itertext()
+
+
+def test_no_text_of_a_picture_needs_its_spaces_kept(pictures: ModuleType) -> None:
+    screen = pictures.Screen(columns=20)
+    screen.feed("$\x1b[1m two words\x1b[0m  6    13")
+    texts = [(each.text, float(each.get("x"))) for each in ElementTree.fromstring(pictures.svg(screen)).iter()
+             if each.tag.endswith("text")]  # fmt: skip
+    places = [round((x - pictures.MARGIN) / pictures.WIDTH, 1) for _, x in texts]
+    assert [text for text, _ in texts] == ["$", "two words", "6", "13"] and places == [0, 2, 13, 18]
+    for path in (DOCS / "pictures").glob("*.svg"):
+        for text in ElementTree.parse(path).getroot().itertext():
+            assert "  " not in text.strip("\n") and text.strip("\n") == text.strip(), path.name
