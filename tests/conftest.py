@@ -30,6 +30,11 @@ torch.set_num_threads(1)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+SEED_TOKENS = (
+    *("<seed:bos>", "<seed:eos>", "<seed:pad>", "<seed:think>", "</seed:think>"),
+    *("<seed:cot_budget_reflect>", "</seed:cot_budget_reflect>", "<seed:tool_call>", "</seed:tool_call>"),
+)
+
 TINY_TEXT = (
     "Once upon a time there was a little house at the edge of a forest. In the house lived an old woman and her cat. "
     "The cat said nothing, but the old woman talked to it all day long. One morning the cat went out and did not come "
@@ -94,6 +99,26 @@ def make_bytes() -> Any:
         return PreTrainedTokenizerFast(tokenizer_object=engine, **options)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def harmony_tokenizer(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """o200k_harmony, as gpt-oss uses it."""
+    from quintet.tokenizers.fast import PreTrainedTokenizerFast
+    from quintet.tokenizers.tiktoken import write_tokenizer
+
+    path = data_dir / "tokenizers" / "o200k_base" / "o200k_base.tiktoken"
+    if not path.exists():
+        pytest.skip(f"no {path}")
+    folder = tmp_path_factory.mktemp("harmony")
+    write_tokenizer(path, folder, "o200k_harmony")
+    return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def seed_tokenizer(make_bytes: Any) -> Any:
+    """Bytes and Seed-OSS' special tokens."""
+    return make_bytes(SEED_TOKENS, bos_token="<seed:bos>", eos_token="<seed:eos>", pad_token="<seed:pad>")
 
 
 @pytest.fixture(scope="session")

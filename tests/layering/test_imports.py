@@ -73,6 +73,10 @@ ONLY: dict[str, set[str]] = {
 EXCEPTIONS: dict[tuple[str, str], str] = {
     ("cli/main.py", "quintet"): "the version, which is in quintet/__init__.py",
     ("cli/env.py", "quintet"): "the version, which is in quintet/__init__.py",
+    **{
+        ("generation/thinking_formats.py", f"quintet.chat.{name}"): "the marks of the formats, which have one home"
+        for name in ("harmony_parser", "pieces", "seed_oss", "seed_parser")
+    },
 }
 
 # Files that import a module by a name they compute: why, and from which table the name comes.

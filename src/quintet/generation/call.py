@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from quintet.errors import GenerationError
+from quintet.generation.answers import shape_answers
 from quintet.generation.buffer import ColumnBuffer
 from quintet.generation.caches import check_room, make_cache
 from quintet.generation.chain import build_criteria, build_processors, check_callables
@@ -170,7 +171,7 @@ def resolve_call(
         prompt.cache = copy.deepcopy(prompt.cache)  # its rows get repeated, and the caller's must not
     elif prompt.cache is None and use_cache:
         prompt.cache = make_cache(config, model.config, needed + 1)  # a draft may be read one token further
-    return Call(
+    call = Call(
         model,
         config,
         explicit,
@@ -194,6 +195,8 @@ def resolve_call(
         use_cache,
         tuple(name for name in COLLECTED if config.return_dict_in_generate and getattr(config, f"output_{name}")),
     )
+    shape_answers(call.processors, config, arguments.tokenizer, prompt, special, lengths, copies)
+    return call
 
 
 def _copies(config: GenerationConfig) -> int:

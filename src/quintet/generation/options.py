@@ -30,6 +30,7 @@ __all__ = [
     "DRAFT",
     "NAMED",
     "OPTIONS",
+    "OWN",
     "RECORD",
     "SAMPLING",
     "STATIC",
@@ -78,6 +79,13 @@ def _cache_name(value: Any) -> str | None:
 
 def _arguments(value: Any) -> str | None:
     return None if isinstance(value, dict) and all(isinstance(key, str) for key in value) else "a dict of arguments"
+
+
+def _thinking_budget(value: Any) -> str | None:
+    values = value if isinstance(value, (list, tuple)) and value else [value]
+    if all(checks.is_id(one) and int(one) >= -1 for one in values):
+        return None
+    return "a number of tokens (0 for an answer at once, -1 for no limit), or a list with one for each prompt"
 
 
 @dataclass(frozen=True)
@@ -246,10 +254,15 @@ _TABLE = (
         refusal="generate() decodes one batch from its beginning to its end, and lets no rows in on the way. Give the "
         "prompts as one padded batch.",
     ),
+    # Our own
+    Option("thinking_budget", _thinking_budget, works=True, neutral=(-1,)),
 )
 
+OWN = ("thinking_budget",)
+"""The options that the reference does not have."""
+
 OPTIONS: dict[str, Option] = {option.name: option for option in _TABLE}
-"""Every option by name: the fields of the reference's newest GenerationConfig."""
+"""Every option by name: the fields of the reference's newest GenerationConfig, and OWN."""
 
 
 def works() -> list[str]:
