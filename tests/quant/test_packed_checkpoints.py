@@ -282,7 +282,7 @@ def test_packing_a_model(tmp_path: Path) -> None:
 def test_what_cannot_be_packed() -> None:
     with pytest.raises(InputError, match=r"model\.layers\.0\.mlp\.experts\.gate_up_proj has rows of 48 numbers"):
         GptOssForCausalLM(tiny(hidden_size=48)).quantize()
-    with pytest.raises(ConfigError, match="unknown method 'int3'; known are mxfp4"):
+    with pytest.raises(ConfigError, match="quantization='int3' is not known. Use one of mxfp4, int8, int4"):
         GptOssForCausalLM(tiny()).quantize("int3")
     with pytest.raises(ConfigError, match="no experts to pack as MXFP4 but those to skip"):
         GptOssForCausalLM(tiny()).quantize(modules_to_not_convert=["*"])
@@ -406,9 +406,10 @@ def test_a_model_of_another_size(copy: Callable[..., Path]) -> None:
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ({"quant_method": "gptq", "bits": 4}, "method 'gptq', and what is read is plain weights and mxfp4"),
+        ({"quant_method": "gptq", "bits": 4}, "method 'gptq', and what is read is plain weights, mxfp4 and"),
         (17, "method 'int', and what is read"),
-        ({"bits": 4}, "method 'None', and what is read"),
+        ({"wbits": 4}, "method 'None', and what is read"),
+        ({"bits": 4, "size": 3}, "IntegerConfig has no field 'size'"),
         ({"modules_to_not_convert": "lm_head"}, "modules_to_not_convert='lm_head' must be a list of module paths"),
         ({"dequantize": 1}, "dequantize=1 must be True or False"),
     ],

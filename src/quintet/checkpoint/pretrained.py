@@ -48,10 +48,14 @@ class LoadSave(nn.Module):
         """Initialise one module's own weights."""
 
     @classmethod
-    def _parse_quantization(cls, quantization_config: Any, dequantize: bool | None) -> Any:
-        """Check the two arguments of `from_pretrained` about the format of the weights; None where none is wanted."""
-        if quantization_config is not None or dequantize:
-            raise ConfigError(f"{cls.__name__} reads plain weights only. Leave quantization_config and dequantize out.")
+    def _parse_quantization(
+        cls, quantization_config: Any, dequantize: bool | None, quantization: str | None = None
+    ) -> Any:
+        """Check the arguments of `from_pretrained` about the format of the weights; None where none is wanted."""
+        if quantization_config is not None or dequantize or quantization is not None:
+            raise ConfigError(
+                f"{cls.__name__} reads plain weights only. Leave quantization, quantization_config and dequantize out."
+            )
         return None
 
     def _fit_to_checkpoint(
@@ -88,6 +92,7 @@ class LoadSave(nn.Module):
         output_loading_info: bool = False,
         quantization_config: Any = None,
         dequantize: bool | None = None,
+        quantization: str | None = None,
         **kwargs: Any,
     ) -> Any:
         """Load a model from a folder, a name on the hub, or `storyteller`, the bundled model.
@@ -118,10 +123,12 @@ class LoadSave(nn.Module):
             generation_config: Used in place of generation_config.json.
             output_loading_info: Return `(model, report)`, the report with the sets `missing_keys`,
                 `unexpected_keys`, `mismatched_keys` and more.
-            quantization_config: `Mxfp4Config()` packs the experts of a plain checkpoint while they are loaded; with
-                `dequantize=True` it unpacks those of a packed one. Without it packed weights stay packed, and plain
-                ones plain.
-            dequantize: True is short for `quantization_config=Mxfp4Config(dequantize=True)`.
+            quantization_config: `Mxfp4Config()` packs the experts of a plain checkpoint while they are loaded,
+                `IntegerConfig(bits=4)` its linear layers; with `dequantize=True` they unpack those of a packed one.
+                Without it packed weights stay packed, and plain ones plain.
+            dequantize: True unpacks whatever is packed.
+            quantization: "int8", "int4" or "mxfp4", short for a configuration with the defaults; "mxfp4+int8" and
+                "mxfp4+int4" pack experts and linear layers.
             **kwargs: Fields of the configuration to override (`num_labels=5`, `attn_implementation="eager"`), and
                 keywords of the class.
 
@@ -143,7 +150,7 @@ class LoadSave(nn.Module):
             plain = TORCH_WEIGHTS if use_safetensors is False else SAFE_WEIGHTS
             files = [variant_name(name, variant) for name in (plain, plain + INDEX_SUFFIX)]
             folder = resolve_folder(pretrained_model_name_or_path, files=files, force_download=force_download, **where)  # type: ignore[arg-type]
-        asked = cls._parse_quantization(quantization_config, dequantize)
+        asked = cls._parse_quantization(quantization_config, dequantize, quantization)
         config, model_kwargs = _config_for(cls, config, pretrained_model_name_or_path, folder, where, kwargs)
         if folder is not None:
             found = find_weights(folder, variant=variant, use_safetensors=use_safetensors)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from quintet.errors import ConfigError
 
-__all__ = ["Mxfp4Config", "parse_quantization"]
+__all__ = ["IntegerConfig", "Mxfp4Config", "Quantization", "parse_quantization", "parse_short"]
 
-METHODS = ("mxfp4",)
+# Short names of `from_pretrained(quantization=...)`; two are joined by a plus.
+SHORT = ("mxfp4", "int8", "int4")
+GROUP_SIZE = 32
 
 
 class Mxfp4Config:
@@ -30,15 +34,9 @@ class Mxfp4Config:
     def __init__(
         self, modules_to_not_convert: list[str] | None = None, dequantize: bool = False, **kwargs: Any
     ) -> None:
-        names = modules_to_not_convert
-        if names is not None and not (isinstance(names, (list, tuple)) and all(isinstance(n, str) for n in names)):
-            raise ConfigError(
-                f"Mxfp4Config: modules_to_not_convert={names!r} must be a list of module paths, such as "
-                "['lm_head', 'model.layers.*.mlp.router'], or None."
-            )
         if not isinstance(dequantize, bool):
             raise ConfigError(f"Mxfp4Config: dequantize={dequantize!r} must be True or False.")
-        self.modules_to_not_convert = None if names is None else list(names)
+        self.modules_to_not_convert = _paths("Mxfp4Config", modules_to_not_convert)
         self.dequantize = dequantize
 
     def to_dict(self) -> dict[str, Any]:
@@ -49,8 +47,173 @@ class Mxfp4Config:
         return f"Mxfp4Config(modules_to_not_convert={self.modules_to_not_convert}, dequantize={self.dequantize})"
 
 
-def parse_quantization(value: Any, owner: str) -> Mxfp4Config | None:
-    """Return what a `quantization_config` asks for: None, a Mxfp4Config, or a mapping with its keys.
+class IntegerConfig:
+    """Asks for linear layers in whole numbers of 8 or 4 bits with scales.
+
+    Embeddings, norms, routers and heads of classes stay as they are; so does the output head unless `head_bits` says
+    otherwise. The form on disk is that of `compressed-tensors`, which vLLM reads too.
+
+    Args:
+        bits: 8 or 4.
+        group_size: Inputs that share a scale; None means one scale per output for 8 bits, and 32 for 4.
+        symmetric: Without zero points, which only 4 bits can have.
+        head_bits: 8 or 4 packs the output head too; it is then no longer tied to the embedding.
+        modules_to_not_convert: Paths of modules that stay as they are; `*` stands for any text.
+        dequantize: Unpack a packed checkpoint to the model's type while it is loaded.
+        activations: "bf16" multiplies them as they are; "int8" rounds those of many rows to 8 bits, which is faster.
+
+    Raises:
+        ConfigError: An argument is not one of these.
+    """
+
+    quant_method = "compressed-tensors"
+
+    def __init__(
+        self,
+        bits: int = 8,
+        group_size: int | None = None,
+        symmetric: bool = True,
+        head_bits: int | None = None,
+        modules_to_not_convert: list[str] | None = None,
+        dequantize: bool = False,
+        activations: str = "bf16",
+    ) -> None:
+        for name, value, allowed in (("bits", bits, (8, 4)), ("head_bits", head_bits, (8, 4, None))):
+            if isinstance(value, bool) or value not in allowed:
+                words = " or ".join(str(one) for one in allowed)
+                raise ConfigError(f"IntegerConfig: {name} is {value!r}, but must be {words}.")
+        if group_size is not None and (isinstance(group_size, bool) or not isinstance(group_size, int)):
+            raise ConfigError(
+                f"IntegerConfig: group_size is {group_size!r}, but must be an integer such as 32, or None."
+            )
+        if group_size is not None and (group_size < 32 or group_size % 32):
+            raise ConfigError(f"IntegerConfig: group_size is {group_size}, but must be a multiple of 32 such as 128.")
+        for flag, value in (("symmetric", symmetric), ("dequantize", dequantize)):
+            if not isinstance(value, bool):
+                raise ConfigError(f"IntegerConfig: {flag}={value!r} must be True or False.")
+        if bits == 8 and not symmetric:
+            raise ConfigError("IntegerConfig: symmetric=False is for 4 bits; 8 bits have no zero points. Leave it out.")
+        if activations not in ("bf16", "int8"):
+            raise ConfigError(f"IntegerConfig: activations is {activations!r}, but must be 'bf16' or 'int8'.")
+        self.bits = bits
+        self.group_size = GROUP_SIZE if group_size is None and bits == 4 else group_size
+        self.symmetric = symmetric
+        self.head_bits = head_bits
+        self.modules_to_not_convert = _paths("IntegerConfig", modules_to_not_convert)
+        self.dequantize = dequantize
+        self.activations = activations
+
+    def to_dict(self, ignore: list[str] | None = None, head: str = "lm_head") -> dict[str, Any]:
+        """Return the `quantization_config` of a config.json.
+
+        Args:
+            ignore: Linear modules of the model that are not packed.
+            head: Name of the output head.
+        """
+        groups = {"group_0": self._scheme(self.bits, ["Linear"])}
+        if self.head_bits is not None and self.head_bits != self.bits:
+            groups["group_1"] = self._scheme(self.head_bits, [f"re:.*{head}$"])
+        formats = {group["format"] for group in groups.values()}
+        return {
+            "quant_method": self.quant_method,
+            "quantization_status": "compressed",
+            "format": formats.pop() if len(formats) == 1 else "mixed-precision",
+            "ignore": list(self.modules_to_not_convert or ()) if ignore is None else ignore,
+            "config_groups": groups,
+            "kv_cache_scheme": None,
+            "global_compression_ratio": None,
+        }
+
+    def _scheme(self, bits: int, targets: list[str]) -> dict[str, Any]:
+        group = self.group_size if bits == self.bits else (GROUP_SIZE if bits == 4 else None)
+        weights = {
+            "num_bits": bits,
+            "type": "int",
+            "symmetric": self.symmetric or bits == 8,
+            "strategy": "channel" if group is None else "group",
+            "group_size": group,
+            "dynamic": False,
+        }
+        # Readers that compute in whole numbers throughout find here how to round what comes in.
+        rounded = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
+        return {
+            "targets": targets,
+            "format": "int-quantized" if bits == 8 else "pack-quantized",
+            "weights": weights,
+            "input_activations": rounded if bits == 8 else None,
+            "output_activations": None,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], owner: str) -> IntegerConfig:
+        """Read the `quantization_config` of a config.json, ours or another writer's.
+
+        Raises:
+            ConfigError: a format that is not read here.
+        """
+        groups = [group for group in (values.get("config_groups") or {}).values() if isinstance(group, Mapping)]
+        found = []
+        for group in groups:
+            weights = group.get("weights") or {}
+            if weights.get("num_bits") not in (4, 8) or weights.get("type", "int") != "int":
+                raise ConfigError(
+                    f"{owner} has weights of {weights.get('num_bits')} bits of type {weights.get('type')!r} "
+                    "(compressed-tensors), and what is read is integers of 8 or 4 bits. Load another checkpoint."
+                )
+            found.append((weights["num_bits"], weights.get("group_size"), bool(weights.get("symmetric", True)), group))
+        if not found:
+            raise ConfigError(f"{owner} has a quantization_config without config_groups. Get the checkpoint again.")
+        bits, group_size, symmetric, _ = found[0]
+        head = next((other[0] for other in found[1:] if other[0] != bits), None)
+        size = group_size if isinstance(group_size, int) and group_size > 0 else None
+        return cls(bits, size, symmetric or bits == 8, head, _paths(owner, values.get("ignore") or None))
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={value!r}" for name, value in self.__dict__.items())
+        return f"IntegerConfig({fields})"
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """What is asked of a checkpoint or said by it: the formats of experts and of linear layers, None for plain."""
+
+    experts: Mxfp4Config | None = None
+    linears: IntegerConfig | None = None
+
+
+def _paths(owner: str, names: Any) -> list[str] | None:
+    if names is not None and not (isinstance(names, (list, tuple)) and all(isinstance(n, str) for n in names)):
+        raise ConfigError(
+            f"{owner}: modules_to_not_convert={names!r} must be a list of module paths, such as "
+            "['lm_head', 'model.layers.*.mlp.router'], or None."
+        )
+    return None if names is None else list(names)
+
+
+def parse_short(value: str, owner: str) -> Quantization:
+    """Return what "int8", "int4", "mxfp4" or two of them joined by a plus ask for.
+
+    Raises:
+        ConfigError: Another name, or two formats for the same weights.
+    """
+    experts, linears = None, None
+    for name in value.split("+"):
+        if name not in SHORT:
+            raise ConfigError(
+                f"{owner}: quantization={value!r} is not known. Use one of {', '.join(SHORT)}, 'mxfp4+int8' or "
+                "'mxfp4+int4' (experts and the rest), or quantization_config=IntegerConfig(...)."
+            )
+        if name == "mxfp4" and experts is None:
+            experts = Mxfp4Config()
+        elif name != "mxfp4" and linears is None:
+            linears = IntegerConfig(bits=int(name.removeprefix("int")))
+        else:
+            raise ConfigError(f"{owner}: quantization={value!r} names two formats for the same weights. Choose one.")
+    return Quantization(experts, linears)
+
+
+def parse_quantization(value: Any, owner: str) -> Quantization:
+    """Return what a `quantization_config` asks for: None, one of the classes here, a short name, or a mapping.
 
     Args:
         value: An argument, or that part of a config.json.
@@ -59,19 +222,36 @@ def parse_quantization(value: Any, owner: str) -> Mxfp4Config | None:
     Raises:
         ConfigError: Another method, or a value that is not allowed.
     """
-    if value is None or isinstance(value, Mxfp4Config):
+    if value is None:
+        return Quantization()
+    if isinstance(value, Quantization):
         return value
+    if isinstance(value, Mxfp4Config):
+        return Quantization(experts=value)
+    if isinstance(value, IntegerConfig):
+        return Quantization(linears=value)
+    if isinstance(value, str):
+        return parse_short(value, owner)
     if isinstance(value, Mapping):
-        # A mapping without a method is one from a call, where only one method exists.
-        method = value.get("quant_method", METHODS[0] if {*value} <= {"dequantize", "modules_to_not_convert"} else None)
         fields = {str(key): item for key, item in value.items() if key != "quant_method"}
+        method = value.get("quant_method")
+        if method is None and {*value} <= {"dequantize", "modules_to_not_convert"}:
+            method = Mxfp4Config.quant_method
+        elif method is None and "bits" in value:
+            unknown = {*value} - {*inspect.signature(IntegerConfig).parameters}
+            if unknown:
+                raise ConfigError(f"{owner}: IntegerConfig has no field {sorted(unknown)[0]!r}. Remove or correct it.")
+            return Quantization(linears=IntegerConfig(**fields))
     else:  # the same class of another library
         method = getattr(value, "quant_method", type(value).__name__)
         fields = {key: getattr(value, key) for key in ("modules_to_not_convert", "dequantize") if hasattr(value, key)}
     method = getattr(method, "value", method)  # of an enumeration
-    if method in METHODS:
-        return Mxfp4Config(**fields)
+    if method == Mxfp4Config.quant_method:
+        return Quantization(experts=Mxfp4Config(**fields))
+    if method == IntegerConfig.quant_method and isinstance(value, Mapping):
+        return Quantization(linears=IntegerConfig.from_dict(value, owner))
     raise ConfigError(
         f"{owner} has a quantization_config of the method {str(method)!r}, and what is "
-        f"read is plain weights and {', '.join(METHODS)}. Load a checkpoint in one of these."
+        f"read is plain weights, mxfp4 and compressed-tensors (integers of 8 or 4 bits). Load a checkpoint in one "
+        "of these."
     )

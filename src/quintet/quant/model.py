@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -12,8 +12,18 @@ from quintet.checkpoint.load import TensorSource
 from quintet.checkpoint.pretrained import LoadSave
 from quintet.checkpoint.rules import KeyRules
 from quintet.errors import ConfigError
-from quintet.quant.config import METHODS, Mxfp4Config, parse_quantization
-from quintet.quant.load import QuantizeReport, dequantize, fit_to_checkpoint, quantize
+from quintet.quant.config import IntegerConfig, Mxfp4Config, Quantization, parse_quantization, parse_short
+from quintet.quant.experts import dequantize_experts, experts_of, fit_experts, quantize_experts
+from quintet.quant.linears import (
+    dequantize_linears,
+    fit_linears,
+    head_of,
+    linears_of,
+    packed_linears_of,
+    quantize_linears,
+)
+from quintet.quant.packed_experts import PackedExperts
+from quintet.quant.sources import QuantizeReport
 
 __all__ = ["Quantized"]
 
@@ -21,70 +31,109 @@ logger = logging.getLogger("quintet.quant")
 
 
 class Quantized(LoadSave):
-    """Loads and makes models with packed experts."""
+    """Loads and makes models with packed weights."""
 
     @classmethod
-    def _parse_quantization(cls, quantization_config: Any, dequantize: bool | None) -> Mxfp4Config | None:
-        asked = parse_quantization(quantization_config, f"The call of {cls.__name__}.from_pretrained")
+    def _parse_quantization(
+        cls, quantization_config: Any, dequantize: bool | None, quantization: str | None = None
+    ) -> Quantization:
+        owner = f"The call of {cls.__name__}.from_pretrained"
+        asked = parse_quantization(quantization_config, owner)
+        if quantization is not None:
+            if quantization_config is not None:
+                raise ConfigError(f"{owner}: give either quantization or quantization_config, not both.")
+            if not isinstance(quantization, str):
+                raise ConfigError(
+                    f"{owner}: quantization is a {type(quantization).__name__}, but must be a name such as 'int4'. "
+                    "Settings go into quantization_config=IntegerConfig(...)."
+                )
+            asked = parse_short(quantization, owner)
         if dequantize is None:
             return asked
         if not isinstance(dequantize, bool):
             raise ConfigError(f"from_pretrained: dequantize={dequantize!r} must be True or False.")
-        if asked is not None and asked.dequantize != dequantize:
-            raise ConfigError(
-                f"from_pretrained: dequantize={dequantize} and quantization_config={asked!r} contradict each other. "
-                "Give one of them."
-            )
-        return asked or (Mxfp4Config(dequantize=True) if dequantize else None)
+        for one in (asked.experts, asked.linears):
+            if one is not None and one.dequantize != dequantize:
+                raise ConfigError(
+                    f"from_pretrained: dequantize={dequantize} and quantization_config={one!r} contradict each other. "
+                    "Give one of them."
+                )
+        if asked != Quantization() or not dequantize:
+            return asked
+        return Quantization(Mxfp4Config(dequantize=True), IntegerConfig(dequantize=True))
 
     def _fit_to_checkpoint(
         self, source: TensorSource, *, asked: Any, rules: KeyRules, dtype: torch.dtype, device: torch.device
     ) -> TensorSource:
         stored = getattr(self.config, "quantization_config", None)
         declared = parse_quantization(stored, f"The configuration of '{self.name_or_path or type(self).__name__}'")
-        source, packed = fit_to_checkpoint(
-            self,
-            source,
-            asked=asked,
-            declared=declared,
-            rules=rules,
-            prefix=self.base_model_prefix,
-            dtype=dtype,
-            device=device,
-        )
-        self._declare((asked or declared or Mxfp4Config()) if packed else None, stored)
+        asked = asked or Quantization()
+        where: dict[str, Any] = {
+            "rules": rules,
+            "prefix": self.base_model_prefix,
+            "dtype": dtype,
+            "device": device,
+        }
+        source, experts = fit_experts(self, source, asked=asked.experts, declared=declared.experts, **where)
+        source, linears = fit_linears(self, source, asked=asked.linears, declared=declared.linears, **where)
+        if experts and not linears and declared.experts is not None and stored:
+            return source  # what a file said of its packed weights stays, word for word
+        if linears and not experts and declared.linears is not None and stored:
+            return source
+        self._declare((asked.experts or declared.experts) if experts else None, (asked.linears or declared.linears))
         return source
 
-    def _declare(self, packed: Mxfp4Config | None, stored: Any = None) -> None:
-        """Let the configuration say how the weights are; what a file said of packed ones stays, word for word."""
-        if packed is not None and not stored:
-            self.config.quantization_config = packed.to_dict()
-        elif packed is None and hasattr(self.config, "quantization_config"):
+    def _declare(self, experts: Mxfp4Config | None = None, linears: IntegerConfig | None = None) -> None:
+        """Let the configuration say how the weights are."""
+        packed = packed_linears_of(self)
+        if packed:
+            linears = linears if linears is not None and not linears.dequantize else IntegerConfig()
+            head = head_of(self)
+            plain = [path for path in linears_of(self, head) if path not in packed]
+            ignored = plain + list(experts_of(self))
+            ignored += [path for path, module in self.named_modules() if isinstance(module, PackedExperts)]
+            self.config.quantization_config = linears.to_dict(ignored, (head or "lm_head").rpartition(".")[2])
+        elif any(isinstance(module, PackedExperts) for module in self.modules()):
+            self.config.quantization_config = (experts or Mxfp4Config()).to_dict()
+        elif hasattr(self.config, "quantization_config"):
             del self.config.quantization_config
 
-    def quantize(self, method: str = "mxfp4", modules_to_not_convert: Iterable[str] | None = None) -> QuantizeReport:
-        """Pack the weights of the experts in place, one module after the other.
+    def quantize(
+        self,
+        method: str | IntegerConfig | Mxfp4Config = "mxfp4",
+        modules_to_not_convert: Iterable[str] | None = None,
+        *,
+        progress: Callable[[str], Any] | None = None,
+    ) -> QuantizeReport:
+        """Pack weights in place, one module after the other.
 
         Args:
-            method: "mxfp4".
+            method: "mxfp4" for experts, "int8" or "int4" for linear layers, "mxfp4+int4" for both, or a configuration.
             modules_to_not_convert: Paths of modules to leave alone, `*` for any text.
+            progress: Called with the path of each linear layer that is done.
 
         Returns:
             The error of each weight.
 
         Raises:
-            ConfigError: an unknown method, or a model without experts.
-            InputError: a size that is not a multiple of 32, naming the weight.
+            ConfigError: an unknown method, or a model with nothing to pack.
+            InputError: a size that does not fit the format, naming the weight.
         """
-        if method not in METHODS:
-            raise ConfigError(f"quantize: unknown method {method!r}; known are {', '.join(METHODS)}.")
+        asked = parse_quantization(method, "quantize")
         skip = None if modules_to_not_convert is None else list(modules_to_not_convert)
-        report = quantize(self, skip)
-        self._declare(Mxfp4Config(skip))
+        for one in (asked.experts, asked.linears):
+            if one is not None and skip is not None:
+                one.modules_to_not_convert = skip
+        report = QuantizeReport()
+        if asked.experts is not None:
+            quantize_experts(self, report, asked.experts.modules_to_not_convert)
+        if asked.linears is not None:
+            quantize_linears(self, asked.linears, report, progress)
+        self._declare(asked.experts, asked.linears)
         return report
 
     def dequantize(self, dtype: torch.dtype | None = None) -> list[str]:
         """Unpack packed weights in place, into `dtype` or the type of the others; return the modules it was done to."""
-        done = dequantize(self, dtype)
-        self._declare(None)
+        done = [*dequantize_experts(self, dtype), *dequantize_linears(self, dtype)]
+        self._declare()
         return done

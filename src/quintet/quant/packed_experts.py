@@ -27,10 +27,10 @@ NATIVE_ROWS = 8
 
 
 class PackedParameter(nn.Parameter):
-    """A parameter of packed bytes, (E, out, in / 32, 16) or their scales (E, out, in / 32), without gradients."""
+    """A parameter of packed numbers or of their scales, without gradients."""
 
     def __new__(cls, data: torch.Tensor, requires_grad: bool = False) -> PackedParameter:
-        """Make one of uint8 bytes.
+        """Make one.
 
         Raises:
             InputError: gradients are asked for.
@@ -61,17 +61,21 @@ class PackedParameter(nn.Parameter):
 
 
 def count(parameter: nn.Parameter) -> int:
-    """Return how many numbers of the model a parameter holds: of packed ones two in each byte, and none in a scale."""
+    """Return how many numbers of the model a parameter holds: of packed ones those packed, and none in a scale."""
     if not isinstance(parameter, PackedParameter):
         return parameter.numel()
-    return 2 * parameter.numel() if parameter.dim() == 4 else 0
+    if parameter.dtype == torch.int8:
+        return parameter.numel()
+    if parameter.dtype == torch.int32:
+        return 8 * parameter.numel()
+    return 2 * parameter.numel() if parameter.dim() == 4 else 0  # MXFP4: two in each byte of the elements
 
 
 def _refuse_gradients() -> None:
     raise InputError(
-        "requires_grad=True on weights packed as MXFP4, which have no gradients: 4 bits cannot move by small steps. "
+        "requires_grad=True on packed weights, which have no gradients: a few bits cannot move by small steps. "
         "Train adapters (LoRA) on top, whose gradients flow through packed weights; or load the model with "
-        "from_pretrained(..., quantization_config=Mxfp4Config(dequantize=True)) and train all of it."
+        "from_pretrained(..., dequantize=True) and train all of it."
     )
 
 

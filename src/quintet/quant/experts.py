@@ -1,11 +1,10 @@
-"""Reading and making packed checkpoints: which modules are packed is what the names of the tensors say."""
+"""Packed experts in a model and in a checkpoint; which are packed is what the names of the tensors say."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
@@ -17,49 +16,27 @@ from quintet.layers.experts import Experts
 from quintet.quant.config import Mxfp4Config
 from quintet.quant.mxfp4 import BLOCK, check_packed, check_scales, pack, unpack
 from quintet.quant.packed_experts import WEIGHTS, PackedExperts
+from quintet.quant.sources import ChangedSource, QuantizeReport, is_skipped
 from quintet.swap import swap
 
-__all__ = ["QuantizeReport", "dequantize", "fit_to_checkpoint", "quantize"]
+__all__ = ["dequantize_experts", "fit_experts", "quantize_experts"]
 
 PARTS = ("blocks", "scales")
 logger = logging.getLogger("quintet.quant")
 
 
-@dataclass
-class QuantizeReport:
-    """What packing did.
-
-    Attributes:
-        errors: By weight, the root of the squared differences as a share of the root of the squares.
-        kept: Experts that were left as they are, because the caller named them.
-    """
-
-    errors: dict[str, float] = field(default_factory=dict)
-    kept: list[str] = field(default_factory=list)
-
-    @property
-    def error(self) -> float:
-        """The largest of the errors, 0 when nothing was packed."""
-        return max(self.errors.values(), default=0.0)
-
-    def describe(self) -> str:
-        """Return one line."""
-        worst = max(self.errors, key=lambda name: self.errors[name], default="")
-        return f"packed {len(self.errors)} weights as MXFP4; largest relative error {self.error:.4f} ({worst})"
-
-
-def quantize(model: nn.Module, skip: Iterable[str] | None = None) -> QuantizeReport:
+def quantize_experts(model: nn.Module, report: QuantizeReport, skip: Iterable[str] | None = None) -> None:
     """Pack the experts of a model, one after the other, in place.
 
     Args:
         model: Any module with `Experts` in it.
+        report: Gets the error of each weight, and the experts that were left alone.
         skip: Paths of modules to leave alone, `*` for any text.
 
     Raises:
         ConfigError: there is nothing to pack.
         InputError: a size is not a multiple of 32, naming the weight.
     """
-    report = QuantizeReport()
     paths = {module: path for path, module in experts_of(model).items()}
 
     def twin(module: nn.Module) -> nn.Module | None:
@@ -80,10 +57,9 @@ def quantize(model: nn.Module, skip: Iterable[str] | None = None) -> QuantizeRep
             f"{type(model).__name__} has no experts to pack as MXFP4{' but those to skip' if report.kept else ''}. "
             "The format is for mixture-of-experts models such as gpt-oss."
         )
-    return report
 
 
-def dequantize(model: nn.Module, dtype: torch.dtype | None = None) -> list[str]:
+def dequantize_experts(model: nn.Module, dtype: torch.dtype | None = None) -> list[str]:
     """Unpack the experts of a model in place, and return their paths."""
 
     def twin(module: nn.Module) -> nn.Module:
@@ -98,11 +74,6 @@ def experts_of(model: nn.Module) -> dict[str, Experts]:
     return {path: module for path, module in model.named_modules() if isinstance(module, Experts)}
 
 
-def is_skipped(path: str, patterns: Iterable[str] | None) -> bool:
-    """Whether a module, or one that it is in, is named by a pattern."""
-    return any(fnmatchcase(path, pattern) or fnmatchcase(path, f"{pattern}.*") for pattern in patterns or ())
-
-
 @dataclass
 class _Found:
     """What a checkpoint has for the weights of experts: by the model's name, the keys of the file."""
@@ -111,7 +82,7 @@ class _Found:
     packed: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
-def fit_to_checkpoint(
+def fit_experts(
     model: nn.Module,
     source: TensorSource,
     *,
@@ -220,35 +191,7 @@ def _swap_in(model: nn.Module, chosen: set[str]) -> None:
     swap(model, dict.fromkeys({type(module) for module in paths}, twin))
 
 
-class _Changed(TensorSource):
-    """A source in which some tensors are made from others; what is not made is handed on."""
-
-    def __init__(self, inner: TensorSource, hidden: Iterable[str], made: Iterable[str]) -> None:
-        hidden = set(hidden)
-        self._inner = inner
-        self._names = [key for key in inner if key not in hidden]
-        self._made = list(made)
-        self.borrowed = inner.borrowed
-
-    def __iter__(self) -> Iterator[str]:
-        yield from self._names
-        yield from self._made
-
-    def shape(self, key: str) -> tuple[int, ...]:
-        return self._inner.shape(key)
-
-    def dtype(self, key: str) -> torch.dtype:
-        return self._inner.dtype(key)
-
-    def get(self, key: str) -> torch.Tensor:
-        return self._inner.get(key)
-
-    def release(self, key: str) -> None:
-        if key not in self._made:
-            self._inner.release(key)
-
-
-class _Unpacking(_Changed):
+class _Unpacking(ChangedSource):
     """A packed checkpoint as a plain one: each weight is unpacked when it is asked for, straight to its place."""
 
     def __init__(
@@ -279,7 +222,7 @@ class _Unpacking(_Changed):
         return whole.transpose(1, 2)  # (E, out, in) -> (E, in, out)
 
 
-class _Packing(_Changed):
+class _Packing(ChangedSource):
     """A plain checkpoint as a packed one; what the rounding cost is logged."""
 
     def __init__(self, inner: TensorSource, plain: dict[str, str], device: torch.device) -> None:
