@@ -125,7 +125,7 @@ if TYPE_CHECKING:
         ZeroShotClassificationPipeline,
         pipeline,
     )
-    from quintet.quant.config import Mxfp4Config
+    from quintet.quant.config import IntegerConfig, Mxfp4Config
     from quintet.tokenizers import (
         AddedToken,
         AutoTokenizer,
@@ -195,6 +195,7 @@ __all__ = [
     "GptOssPreTrainedModel",
     "HubError",
     "InputError",
+    "IntegerConfig",
     "LogitsProcessor",
     "LogitsProcessorList",
     "MaxLengthCriteria",
@@ -305,7 +306,7 @@ _HOMES = {
         "FeatureExtractionPipeline Pipeline QuestionAnsweringPipeline TextClassificationPipeline "
         "TextGenerationPipeline TokenClassificationPipeline ZeroShotClassificationPipeline pipeline"
     ),
-    "quant.config": "Mxfp4Config",
+    "quant.config": "IntegerConfig Mxfp4Config",
     "tokenizers": (
         "AddedToken AutoTokenizer BatchEncoding GPT2Tokenizer GPT2TokenizerFast GPTNeoXTokenizerFast "
         "OpenAIGPTTokenizer OpenAIGPTTokenizerFast PreTrainedTokenizer PreTrainedTokenizerBase PreTrainedTokenizerFast"

@@ -21,6 +21,7 @@ from quintet.layers.norm import RMSNorm
 from quintet.outputs import ModelOutput
 from quintet.quant.model import Quantized
 from quintet.quant.packed_experts import count
+from quintet.quant.packed_linear import PackedLinear
 from quintet.swap import SwapReport
 
 __all__ = ["PreTrainedModel"]
@@ -104,6 +105,8 @@ class PreTrainedModel(Embeddings, Quantized):
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise one module's own weights: normal with `initializer_range`, biases 0, norms 1."""
         std = getattr(self.config, "initializer_range", 0.02)
+        if isinstance(module, PackedLinear):
+            return  # whole numbers, which come from a checkpoint or from packing
         if isinstance(module, (nn.Linear, Conv1D)):
             nn.init.normal_(module.weight, std=std)
             if module.bias is not None:
