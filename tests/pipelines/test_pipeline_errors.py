@@ -63,6 +63,15 @@ def test_models_without_the_right_head(checkpoint: Checkpoint, vocabulary: Path)
         pipeline("ner", other, tokenizer=str(vocabulary))
 
 
+def test_a_vocabulary_of_the_wrong_size(checkpoint: Checkpoint, caplog: pytest.LogCaptureFixture) -> None:
+    model = quintet.AutoModelForCausalLM.from_pretrained(checkpoint("gpt2", "causal-lm"))
+    pipe = pipeline("text-generation", model, tokenizer="storyteller", max_new_tokens=3)
+    assert "The tokenizer has 4096 tokens, but the model only 331: a text with one of the others" in caplog.text
+    with pytest.raises(InputError, match="outside the vocabulary"):
+        pipe("Once upon a time")
+    assert pipe("a")
+
+
 def test_no_tokenizer(checkpoint: Checkpoint, tmp_path: Path) -> None:
     model = quintet.AutoModelForCausalLM.from_pretrained(checkpoint("gpt2", "causal-lm"))
     model.save_pretrained(tmp_path)

@@ -16,7 +16,7 @@ import torch
 from quintet.auto import family_of, model_types
 from quintet.errors import ConfigError, InputError, QuintetError, TokenizerError, suggest
 from quintet.pipelines.batches import Piece, collate, real_length
-from quintet.pipelines.inputs import SizedResults, Source, located, open_inputs, with_progress
+from quintet.pipelines.inputs import SizedResults, Source, compare_vocabularies, located, open_inputs, with_progress
 from quintet.pipelines.tasks import TASKS, find_task
 
 __all__ = ["Parameters", "Pipeline"]
@@ -99,6 +99,7 @@ class Pipeline:
         self.model = model
         self.tokenizer = tokenizer
         self._check_head()
+        compare_vocabularies(model, tokenizer)
         self.device = _device(device)
         if model.device != self.device and getattr(model, "hf_device_map", None) is None:
             model.to(self.device)

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from quintet.errors import InputError, QuintetError
 
-__all__ = ["Results", "Source", "SizedResults", "checked_text", "located", "open_inputs", "with_progress"]
+__all__ = [
+    "Results",
+    "Source",
+    "SizedResults",
+    "checked_text",
+    "compare_vocabularies",
+    "located",
+    "open_inputs",
+    "with_progress",
+]
+
+
+logger = logging.getLogger("quintet.pipelines")
 
 
 class Source:
@@ -75,6 +88,21 @@ def checked_text(value: Any, what: str = "the input") -> str:
     if isinstance(value, (bytes, bytearray)):
         raise InputError(f"{what} is {type(value).__name__}, but must be a text. Decode it: text.decode('utf-8').")
     raise InputError(f"{what} is of type {type(value).__name__}, but must be a text.")
+
+
+def compare_vocabularies(model: Any, tokenizer: Any) -> None:
+    """Warn of a tokenizer with ids that the model lacks: a text with one of them will be refused.
+
+    It is no error by itself, since a token that nobody uses does no harm.
+    """
+    tokens, rows = len(tokenizer), model.get_input_embeddings().num_embeddings
+    if tokens > rows:
+        logger.warning(
+            "The tokenizer has %d tokens, but the model only %d: a text with one of the others is refused. Get the "
+            "tokenizer of this model, or resize the model with resize_token_embeddings().",
+            tokens,
+            rows,
+        )
 
 
 def located(error: Exception, number: int) -> Exception:
