@@ -9,7 +9,8 @@ import torch
 
 from quintet.auto import family_of, model_types
 from quintet.errors import InputError
-from quintet.evaluate import Score, Scorer, score_targets, scoring
+from quintet.evaluate import Score, Scorer, score_targets
+from quintet.generation import scoring
 from quintet.models.gpt2 import GPT2Config, GPT2LMHeadModel
 
 PAIRS = [([5, 6, 7], [8]), ([9], [10, 11]), ([1, 2, 3, 4, 5, 6, 7, 8], [9, 10, 11]), ([3, 3], [3]), ([4] * 6, [5])]

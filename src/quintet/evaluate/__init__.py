@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from quintet.evaluate.data import read_records, read_text
     from quintet.evaluate.lambada import LambadaResult, evaluate_lambada, split_last_word
-    from quintet.evaluate.pairs import encode_pair, prefix_token
     from quintet.evaluate.perplexity import PerplexityResult, evaluate_perplexity, rolling_windows
-    from quintet.evaluate.scoring import Score, Scorer, score_targets
     from quintet.evaluate.tasks import TASKS, Task, find_task
+    from quintet.generation.pairs import encode_pair, prefix_token
+    from quintet.generation.scoring import Score, Scorer, score_targets
 
 __all__ = [
     "LambadaResult",
@@ -36,12 +36,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    "data": ("read_records", "read_text"),
-    "lambada": ("LambadaResult", "evaluate_lambada", "split_last_word"),
-    "pairs": ("encode_pair", "prefix_token"),
-    "perplexity": ("PerplexityResult", "evaluate_perplexity", "rolling_windows"),
-    "scoring": ("Score", "Scorer", "score_targets"),
-    "tasks": ("TASKS", "Task", "find_task"),
+    "quintet.evaluate.data": ("read_records", "read_text"),
+    "quintet.evaluate.lambada": ("LambadaResult", "evaluate_lambada", "split_last_word"),
+    "quintet.generation.pairs": ("encode_pair", "prefix_token"),
+    "quintet.evaluate.perplexity": ("PerplexityResult", "evaluate_perplexity", "rolling_windows"),
+    "quintet.generation.scoring": ("Score", "Scorer", "score_targets"),
+    "quintet.evaluate.tasks": ("TASKS", "Task", "find_task"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -50,7 +50,7 @@ def __getattr__(name: str) -> Any:
     home = _HOME_OF.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{home}"), name)
+    value = getattr(import_module(home), name)
     globals()[name] = value
     return value
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from quintet.errors import InputError
-from quintet.evaluate.pairs import encode_pair
-from quintet.evaluate.scoring import score_targets
+from quintet.generation.pairs import encode_pair
+from quintet.generation.scoring import score_targets
 
 __all__ = ["LambadaResult", "evaluate_lambada", "split_last_word"]
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from quintet.errors import InputError
 from quintet.evaluate.lambada import exponential
-from quintet.evaluate.pairs import prefix_token
-from quintet.evaluate.scoring import Scorer
+from quintet.generation.pairs import prefix_token
+from quintet.generation.scoring import Scorer
 
 __all__ = ["PerplexityResult", "evaluate_perplexity", "rolling_windows"]
 

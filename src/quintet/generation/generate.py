@@ -15,6 +15,7 @@ from quintet.generation.call import Arguments, Callables, resolve_call
 from quintet.generation.config import GenerationConfig
 from quintet.generation.loops.column import Column
 from quintet.generation.run import Run
+from quintet.generation.score import ScoreMixin
 from quintet.generation.state import GenerativeModel
 from quintet.generation.strategies import pick_strategy, refuse_custom
 from quintet.outputs import ModelOutput
@@ -37,7 +38,7 @@ def _start(
     return strategy(call)
 
 
-class GenerationMixin:
+class GenerationMixin(ScoreMixin):
     """Adds `generate` to a model with a language-modeling head."""
 
     def _position_limit(self) -> int | None:

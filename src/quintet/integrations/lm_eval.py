@@ -20,9 +20,9 @@ import torch
 
 from quintet.auto import AutoModelForCausalLM
 from quintet.errors import InputError
-from quintet.evaluate.pairs import prefix_token
 from quintet.evaluate.perplexity import DEFAULT_WINDOW, rolling_windows
-from quintet.evaluate.scoring import Scorer, left_padded, score_targets
+from quintet.generation.pairs import prefix_token
+from quintet.generation.scoring import Scorer, left_padded, score_targets
 from quintet.tokenizers import AutoTokenizer
 
 try:

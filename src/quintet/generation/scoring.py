@@ -1,4 +1,4 @@
-"""Log-probabilities of given tokens after given contexts: what every evaluation is made of.
+"""Log-probabilities of given tokens after given contexts: what `model.score` and every evaluation is made of.
 
 Letters: B rows, T tokens of the longest row, D hidden size, V vocabulary, N scored tokens of a batch.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,12 +33,16 @@ class Score:
         greedy: Whether each token is the likeliest one at its place, so that greedy decoding would write the target.
         tokens: How many tokens it has.
         cut: How many tokens of the context's beginning were left out, because the model has no room for them.
+        ids: These tokens.
+        logprobs: Natural logarithm of the probability of each, given all before it.
     """
 
     logprob: float
     greedy: bool
     tokens: int
     cut: int
+    ids: tuple[int, ...] = field(default=(), compare=False, repr=False)
+    logprobs: tuple[float, ...] = field(default=(), compare=False, repr=False)
 
 
 def score_targets(
@@ -52,8 +56,8 @@ def score_targets(
     """Return the log-probability of each target after its context.
 
     Rows of similar length are computed together; the order of the results is that of the pairs, and a pair's numbers
-    do not depend on its neighbours beyond rounding. Probabilities are computed in float32, in slices: memory for them
-    stays at some 200 MiB, never rows x tokens x vocabulary.
+    do not depend on its neighbours beyond rounding. Hidden states are computed once; the head and the probabilities,
+    in float32, in slices of the tokens: memory for them stays at some 200 MiB, never rows x tokens x vocabulary.
 
     Args:
         model: A model with a language model's head.
@@ -119,7 +123,10 @@ class Scorer:
         with evaluating(self.model):
             logprobs, likeliest = self._compare(ids, mask, row_of, place, targets)
         parts = zip(logprobs.split(lengths), likeliest.split(lengths), lengths, cuts, strict=True)
-        return [Score(float(logs.sum()), bool(hits.all()), count, cut) for logs, hits, count, cut in parts]
+        return [
+            Score(float(logs.sum()), bool(hits.all()), count, cut, tuple(map(int, target)), tuple(logs.tolist()))
+            for (logs, hits, count, cut), (_, target) in zip(parts, batch, strict=True)
+        ]
 
     def _row(self, context: Sequence[int], target: Sequence[int]) -> tuple[list[int], int]:
         """What the model is given, the last token of the target not, and how many tokens were cut off before it."""
@@ -151,21 +158,21 @@ class Scorer:
             return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
         given = {"input_ids": ids.to(device), "attention_mask": None if mask is None else mask.to(device)}
         head: Any = self.model.get_output_embeddings() if self._plain else torch.nn.Identity()
-        states = self._states(given) if self._plain else self.model(**given, return_dict=True).logits
+        states = self._states(given) if self._plain else self.model(**given, use_cache=False, return_dict=True).logits
         picked = states[row_of.to(states.device), place.to(states.device)]  # (N, D), or (N, V)
         del states
         size = max(1, SLICE_BYTES // (4 * self._size))
         logprobs, likeliest = [], []
         for first in range(0, len(picked), size):
-            logits = head(picked[first : first + size]).float()  # (slice, V)
+            logits = head(picked[first : first + size])  # (slice, V)
             wanted = targets[first : first + size].to(logits.device)
-            chosen = logits.gather(1, wanted[:, None])[:, 0] - logits.logsumexp(-1)  # (slice,)
-            logprobs.append(chosen.double().cpu())
             likeliest.append((logits.argmax(-1) == wanted).cpu())
+            logits = logits.log_softmax(-1, dtype=torch.float32)
+            logprobs.append(logits.gather(1, wanted[:, None])[:, 0].double().cpu())  # (slice,)
         return torch.cat(logprobs), torch.cat(likeliest)
 
     def _states(self, given: dict[str, Any]) -> Tensor:
-        return self.model.base_model(**given, return_dict=True).last_hidden_state  # (B, T, D)
+        return self.model.base_model(**given, use_cache=False, return_dict=True).last_hidden_state  # (B, T, D)
 
     def _head_is_plain(self, ids: Tensor) -> bool:
         """Whether base model and output layer give the model's logits; a family of one's own may scale or cap them."""
