@@ -107,7 +107,7 @@ def test_a_cache_that_is_longer_than_the_prompt(model: Any) -> None:
         ({"stop_strings": "a"}, r"stop_strings='a' needs the tokenizer.*tokenizer=tokenizer"),
         ({"prefix_allowed_tokens_fn": 3}, "prefix_allowed_tokens_fn is a int, but must be a function"),
         ({"assistant_model": 3}, "assistant_model is an argument"),
-        ({"synced_gpus": True}, "synced_gpus is an argument"),
+        ({"synced_gpus": 1}, "synced_gpus is 1, but must be True, False or None"),
         ({"custom_generate": "x/y"}, "custom_generate is refused: quintet runs no code from model repositories"),
         (
             {"logits_processor": print},
@@ -274,16 +274,6 @@ def test_a_cache_of_the_tuple_form(model: Any) -> None:
     model(input_ids=ONE[:, :2], past_key_values=cache)
     out = model.generate(ONE, past_key_values=cache.to_legacy_cache(), max_new_tokens=6, eos_token_id=None)
     assert torch.equal(out, model.generate(ONE, max_new_tokens=6, eos_token_id=None))
-
-
-def test_a_generator_of_its_own(model: Any, prompt: torch.Tensor) -> None:
-    options = {"do_sample": True, "max_new_tokens": 30, "pad_token_id": PAD}
-    state = torch.get_rng_state()
-    first = model.generate(prompt, generator=torch.Generator().manual_seed(7), **options)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(model.generate(prompt, generator=torch.Generator().manual_seed(7), **options), first)
-    torch.manual_seed(7)
-    assert torch.equal(model.generate(prompt, **options), first)
 
 
 def test_the_result_holds_no_spare_room(model: Any) -> None:

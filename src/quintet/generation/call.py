@@ -28,6 +28,7 @@ from quintet.generation.resolve import (
     resolve_lengths,
     resolve_special_tokens,
 )
+from quintet.generation.sampling import Generators
 from quintet.generation.state import DecodeState, GenerativeModel, Prompt
 from quintet.generation.stopping import StoppingCriteriaList, StopRules
 
@@ -45,12 +46,17 @@ class Arguments:
     logits_processor: Callables = None
     stopping_criteria: Callables = None
     tokenizer: Any = None
-    generator: torch.Generator | None = None
+    generator: Generators = None
     assistant_model: Any = None
     assistant_tokenizer: Any = None
     prefix_allowed_tokens_fn: Callable[..., Any] | None = None
     negative_prompt_ids: torch.Tensor | None = None
     negative_prompt_attention_mask: torch.Tensor | None = None
+    logprobs: int | None = None
+    packs: bool = True
+    """Whether the result is packed at the end, and the cache with it; otherwise only columns are read."""
+    before_forward: Callable[[], None] | None = None
+    """Called before each forward pass of the model."""
 
 
 @dataclass
@@ -68,6 +74,8 @@ class Call:
         processors: Applied to the scores, in order; made for `copies` rows of each prompt.
         criteria: When rows end.
         use_cache: Keep keys and values.
+        collect: Which further outputs of the model the result shows.
+        callers_cache: The cache belongs to the caller, and goes on to hold the rows of the prompt.
     """
 
     model: GenerativeModel
@@ -81,6 +89,7 @@ class Call:
     criteria: StoppingCriteriaList
     use_cache: bool = True
     collect: tuple[str, ...] = field(default=())
+    callers_cache: bool = False
 
     @property
     def rows(self) -> int:
@@ -108,9 +117,28 @@ class Call:
         given = self.arguments
         return bool(given.logits_processor or given.stopping_criteria or given.prefix_allowed_tokens_fn)
 
+    @property
+    def needs_all_rows(self) -> bool:
+        """Whether rows that are finished must stay in the model's batch, because somebody would miss them.
+
+        The result shows what the model computes for them, or their part of the cache; the caller's cache holds them;
+        the caller's processors know them by their number, or see what the model makes of them; a cache of fixed shape
+        would be made anew; dropout draws for all rows together.
+        """
+        shown = self.keep_scores or self.keep_logits or bool(self.collect)
+        cache = self.prompt.cache
+        return (
+            shown
+            or (self.arguments.packs and bool(self.config.return_dict_in_generate))
+            or bool(self.arguments.logits_processor)
+            or self.callers_cache
+            or (cache is not None and cache.is_compileable)
+            or self.model.training
+        )
+
     def begin(self) -> DecodeState:
         """Return the model before it reads the prompt."""
-        return DecodeState(
+        state = DecodeState(
             self.model,
             self.prompt,
             room=self.lengths.new,
@@ -118,6 +146,8 @@ class Call:
             collect=self.collect,
             chunk=self.config.prefill_chunk_size,
         )
+        state.before_forward = self.arguments.before_forward
+        return state
 
     def sequences(self) -> ColumnBuffer:
         """Return the prompt's tokens, one row for each copy, with room for the new ones."""
@@ -167,6 +197,7 @@ def resolve_call(
     copies = _copies(config)
     needed = prompt.past + prompt.unread + lengths.new - 1  # the last token is never read
     check_room(prompt.cache, needed)
+    callers_cache = prompt.cache is not None and copies == 1
     if copies > 1 and prompt.cache is not None:
         prompt.cache = copy.deepcopy(prompt.cache)  # its rows get repeated, and the caller's must not
     elif prompt.cache is None and use_cache:
@@ -194,6 +225,7 @@ def resolve_call(
         build_criteria(config, criteria, lengths, special, arguments.tokenizer),
         use_cache,
         tuple(name for name in COLLECTED if config.return_dict_in_generate and getattr(config, f"output_{name}")),
+        callers_cache,
     )
     shape_answers(call.processors, config, arguments.tokenizer, prompt, special, lengths, copies)
     return call

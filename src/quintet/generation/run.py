@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,11 +68,15 @@ class ColumnRun(Run):
             streamer.put(self.sequences.view.cpu())
         record = self.call.config.return_dict_in_generate
         columns: list[Column] = []
-        for column in self.loop:
-            if streamer is not None:
-                streamer.put(column.tokens.cpu())
-            if record:
-                columns.append(column)
+        try:
+            for column in self.loop:
+                if streamer is not None:
+                    streamer.put(column.tokens.cpu())
+                if record:
+                    columns.append(column)
+        finally:  # an error of the streamer must not leave the loop where it stands
+            if isinstance(self.loop, Generator):
+                self.loop.close()
         if streamer is not None:
             streamer.end()
         sequences = self.sequences.view.clone()  # without the spare room

@@ -110,6 +110,8 @@ class DecodeState:
         self.model = model
         self.cache = prompt.cache
         self.collected: dict[str, Any] = {}
+        self.before_forward: Callable[[], None] | None = None
+        """Called before each forward pass; other processes that run parts of the model hear of it there."""
         self._collect = collect
         self._chunk = chunk
         self._use_cache = use_cache
@@ -208,6 +210,8 @@ class DecodeState:
         if self._mask is not None:
             inputs["attention_mask"] = self._mask.view[:, : self._mask.length - unread]
         length = self.cache.get_seq_length() if self.cache is not None else 0
+        if self.before_forward is not None:
+            self.before_forward()
         try:
             outputs = self.model(**inputs, **self._others, **self._fixed_for(keep))
         except BaseException:

@@ -1,19 +1,24 @@
-"""The loop of one token per row and step: sampling, and greedy decoding as its argmax case."""
+"""The loop of one token per row and step: sampling, and greedy decoding as its argmax case.
+
+Letters: B rows of the result, A rows that are still decoded, V vocabulary.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 
 from quintet.generation.buffer import ColumnBuffer
 from quintet.generation.call import Call
-from quintet.generation.loops.column import Column
+from quintet.generation.loops.active import ActiveRows
+from quintet.generation.loops.column import Column, add_log_probabilities
 from quintet.generation.loops.scores import check_usable, processed
 from quintet.generation.processors import LogitsProcessorList
 from quintet.generation.run import ColumnRun
-from quintet.generation.sampling import greedy, sample
+from quintet.generation.sampling import Draws, greedy
 from quintet.generation.state import DecodeState
 from quintet.generation.stopping import StopRules
 
@@ -25,35 +30,40 @@ class SampleOptions:
     """What the loop is to do.
 
     Args:
-        do_sample: Draw tokens; otherwise take the best.
-        generator: Source of randomness; None for the global one.
+        draws: Draws the tokens; None takes the best.
         pad_token_id: Token of rows that are finished; None lets them run on.
         num_return_sequences: Continuations of each prompt.
         keep_scores: Put the processed scores into the columns.
         keep_logits: Put the model's scores into the columns.
         own_ids: Give processors and criteria a copy of the tokens that is contiguous, as code from outside expects.
+        drop_finished: Take finished rows out of the model's batch.
+        logprobs: Put log-probabilities into the columns: of the chosen tokens and so many of the best.
     """
 
-    do_sample: bool = False
-    generator: torch.Generator | None = None
+    draws: Draws | None = None
     pad_token_id: int | None = None
     num_return_sequences: int = 1
     keep_scores: bool = False
     keep_logits: bool = False
     own_ids: bool = False
+    drop_finished: bool = False
+    logprobs: int | None = None
 
 
 def start(call: Call) -> ColumnRun:
     """Return the loop of a call."""
     state, sequences, rules = call.begin(), call.sequences(), call.rules()
+    rows = call.rows * call.copies
+    pad = call.special.pad if rules.pads_rows else None
     options = SampleOptions(
-        do_sample=call.config.do_sample,
-        generator=call.arguments.generator,
-        pad_token_id=call.special.pad if rules.pads_rows else None,
+        draws=Draws(call.arguments.generator, rows, call.copies) if call.config.do_sample else None,
+        pad_token_id=pad,
         num_return_sequences=call.copies,
         keep_scores=call.keep_scores,
         keep_logits=call.keep_logits,
         own_ids=call.own_code,
+        drop_finished=rows > 1 and pad is not None and not call.needs_all_rows,
+        logprobs=call.arguments.logprobs,
     )
     return ColumnRun(call, state, sequences, sample_loop(state, sequences, call.processors, rules, options))
 
@@ -75,48 +85,64 @@ def sample_loop(
         options: See SampleOptions.
 
     Raises:
-        GenerationError: a row has no usable score, or a processor returned another shape.
+        GenerationError: a row has no usable score, or a processor returned something else than scores.
     """
 
     def ids() -> torch.Tensor:
         return sequences.view.contiguous() if options.own_ids else sequences.view
 
+    pad, choose = options.pad_token_id, _chooser(options)
+    rows = ActiveRows(len(rules.done))
     kept: list[torch.Tensor] = []
-    logits = _prefill(state, options)
+    logits = state.prefill_copies(options.num_return_sequences)
     while True:
-        scores = logits
-        if processors:
-            scores = processed(processors, ids(), logits)
-        tokens = sample(scores, options.generator) if options.do_sample else greedy(scores)
-        if rules.any_done and options.pad_token_id is not None:
+        scores = processed(processors, rows.pick(ids()), logits) if processors else logits  # (A, V)
+        tokens = choose(scores, rows.index)  # (A,)
+        done = None  # (B,) rows that were finished before, unless the model has dropped them
+        if rules.any_done and pad is not None and rows.index is None:
             done = torch.tensor(rules.done, device=tokens.device)
-            tokens = torch.where(done, options.pad_token_id, tokens)
+            tokens = tokens.masked_fill(done, pad)
         host = tokens.tolist()  # the step's one wait for the device
-        check_usable(scores, host)
-        sequences.append(tokens)
+        check_usable(scores, host, rows.row)
+        column = Column(tokens, host, [], collected=state.collected)
+        if options.logprobs is not None:
+            add_log_probabilities(column, logits, options.logprobs, done, pad)
+        if rows.index is not None:
+            column = _every_row(column, rows, pad)
         if options.keep_scores:
             kept.append(scores)
-        finished = rules.update(host, ids, lambda: tuple(kept) or None)
-        yield Column(
-            tokens,
-            host,
-            list(rules.done),
-            scores if options.keep_scores else None,
-            logits if options.keep_logits else None,
-            state.collected,
-        )
+            column.scores = scores
+        if options.keep_logits:
+            column.logits = logits
+        sequences.append(column.tokens)
+        finished = rules.update(column.ids, ids, lambda: tuple(kept) or None)
+        column.finished = list(rules.done)
+        yield column
         if finished:
             return
+        if options.drop_finished and rules.any_done:
+            left = rows.drop(rules.done, tokens.device)
+            if left is not None:
+                state.keep(left)
+                processors.select(left)
+                tokens, host = tokens.index_select(0, left), [host[place] for place in left.tolist()]
         processors.chosen(host)
         logits = state.advance(tokens)
 
 
-def _prefill(state: DecodeState, options: SampleOptions) -> torch.Tensor:
-    """Read the prompt, once for all its continuations where that is the same thing."""
-    count = options.num_return_sequences
-    if state.shares_prefill:
-        logits = state.prefill()
-        state.expand(count)
-        return logits.repeat_interleave(count, dim=0) if count > 1 else logits
-    state.expand(count)
-    return state.prefill()
+def _chooser(options: SampleOptions) -> Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]:
+    """Return what chooses the tokens, (A,), from scores, (A, V), and the rows that these belong to."""
+    return options.draws or (lambda scores, rows: greedy(scores))
+
+
+def _every_row(column: Column, rows: ActiveRows, pad: int | None) -> Column:
+    """Return a column of the model's rows as one of all rows."""
+    fill = 0 if pad is None else pad
+    return replace(
+        column,
+        tokens=rows.spread(column.tokens, fill),
+        ids=rows.spread_list(column.ids, fill),
+        logprobs=None if column.logprobs is None else rows.spread(column.logprobs),
+        top_ids=None if column.top_ids is None else rows.spread(column.top_ids, fill),
+        top_logprobs=None if column.top_logprobs is None else rows.spread(column.top_logprobs, -math.inf),
+    )

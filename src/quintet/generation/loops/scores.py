@@ -5,6 +5,8 @@ Letters: B rows, S tokens so far, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from quintet.errors import GenerationError
@@ -22,23 +24,18 @@ def processed(processors: LogitsProcessorList, ids: torch.Tensor, logits: torch.
         logits: (B, V).
 
     Raises:
-        GenerationError: a processor returned another shape.
+        GenerationError: a processor returned something else than scores of that shape.
     """
-    scores = processors(ids, logits)
-    if scores.shape != logits.shape:
-        raise GenerationError(
-            f"the logits processors returned scores of shape {tuple(scores.shape)} for "
-            f"{tuple(logits.shape)}. Each must return one score per row and vocabulary entry."
-        )
-    return scores
+    return processors(ids, logits)
 
 
-def check_usable(scores: torch.Tensor, tokens: list[int]) -> None:
+def check_usable(scores: torch.Tensor, tokens: list[int], row_of: Callable[[int], int] = lambda place: place) -> None:
     """Check the choice of one column.
 
     Args:
         scores: (B, V) that the tokens were chosen from.
         tokens: B of them; -1 where the choice failed.
+        row_of: Gives the row of the result for a row of `scores`, for the message.
 
     Raises:
         GenerationError: a row has no usable score.
@@ -53,4 +50,4 @@ def check_usable(scores: torch.Tensor, tokens: list[int]) -> None:
         what = "hold +inf: a processor or the model overflowed"
     else:
         what = "are all -inf: the processors ruled out every token. Loosen one of them"
-    raise GenerationError(f"the next-token scores of row {row} {what}. No token can be chosen.")
+    raise GenerationError(f"the next-token scores of row {row_of(row)} {what}. No token can be chosen.")

@@ -66,7 +66,7 @@ class LogitsProcessorList(list[Callable[..., torch.Tensor]]):
         """Apply every processor; those that take more than two arguments get `kwargs`.
 
         Raises:
-            GenerationError: a processor needs an argument that is not in `kwargs`.
+            GenerationError: a processor needs an argument that is not in `kwargs`, or returned no scores.
         """
         for processor in self:
             kind: type = type(processor)
@@ -78,9 +78,9 @@ class LogitsProcessorList(list[Callable[..., torch.Tensor]]):
                         f"{type(processor).__name__} also needs the argument(s) {', '.join(missing)}. Pass them as "
                         "keywords to the list, or bind them in the processor."
                     )
-                scores = processor(input_ids, scores, **kwargs)
+                scores = _checked(processor, processor(input_ids, scores, **kwargs), scores)
             else:
-                scores = processor(input_ids, scores)
+                scores = _checked(processor, processor(input_ids, scores), scores)
         return scores
 
     def select(self, rows: torch.Tensor) -> None:
@@ -94,6 +94,23 @@ class LogitsProcessorList(list[Callable[..., torch.Tensor]]):
         for processor in self:
             if isinstance(processor, LogitsProcessor):
                 processor.chosen(tokens)
+
+
+def _checked(processor: Callable[..., Any], after: Any, before: torch.Tensor) -> torch.Tensor:
+    """Return what a processor has made of the scores, if that is scores of the same shape."""
+    if isinstance(after, torch.Tensor) and after.shape == before.shape and after.is_floating_point():
+        return after
+    name = getattr(processor, "__name__", type(processor).__name__)
+    if not isinstance(after, torch.Tensor):
+        got = f"a {type(after).__name__}" if after is not None else "None (is a `return` missing?)"
+    elif after.shape != before.shape:
+        got = f"scores of shape {tuple(after.shape)} for {tuple(before.shape)}"
+    else:
+        got = f"scores of dtype {after.dtype}"
+    raise GenerationError(
+        f"the logits processor {name} returned {got}. It must return a floating-point score for each row and "
+        "vocabulary entry."
+    )
 
 
 @lru_cache(maxsize=256)

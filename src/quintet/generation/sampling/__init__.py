@@ -5,7 +5,8 @@ The processor classes wrap these for `generate`, and a batch of requests with di
 
 from __future__ import annotations
 
-from quintet.generation.sampling.choose import greedy, sample
+from quintet.generation.sampling.choose import greedy, race, sample
+from quintet.generation.sampling.draws import Draws, Generators
 from quintet.generation.sampling.penalties import (
     decay_length,
     guide,
@@ -27,6 +28,8 @@ from quintet.generation.sampling.warp import (
 )
 
 __all__ = [
+    "Draws",
+    "Generators",
     "PerRow",
     "decay_length",
     "epsilon",
@@ -36,6 +39,7 @@ __all__ = [
     "hamming_diversity",
     "min_p",
     "no_repeat_ngram",
+    "race",
     "remove_invalid",
     "repetition_penalty",
     "sample",
