@@ -91,7 +91,7 @@ def test_a_cache_that_is_longer_than_the_prompt(model: Any) -> None:
         ({"max_new_token": 3}, "'max_new_token' is neither an option.*GPT2LMHeadModel. Did you mean 'max_new_tokens'"),
         ({"attention_masks": 3}, "Did you mean 'attention_mask'"),
         ({"return_dict": True}, "'return_dict' is neither an option"),
-        ({"use_mtp": True}, "cannot carry out yet"),
+        ({"use_mtp": True}, "is refused: no model of the five families"),
         ({"max_length": 3}, "the prompt has 3 tokens and max_length is 3, prompt included: nothing can be generated"),
         (
             {"max_new_tokens": 255},
@@ -106,7 +106,7 @@ def test_a_cache_that_is_longer_than_the_prompt(model: Any) -> None:
         ({"num_return_sequences": 2}, "greedy decoding gives the same sequence every time"),
         ({"stop_strings": "a"}, r"stop_strings='a' needs the tokenizer.*tokenizer=tokenizer"),
         ({"prefix_allowed_tokens_fn": 3}, "prefix_allowed_tokens_fn is a int, but must be a function"),
-        ({"assistant_model": 3}, "assistant_model is an argument"),
+        ({"assistant_model": 3}, "assistant_model is a int, but must be a model of quintet"),
         ({"synced_gpus": 1}, "synced_gpus is 1, but must be True, False or None"),
         ({"custom_generate": "x/y"}, "custom_generate is refused: quintet runs no code from model repositories"),
         (

@@ -155,11 +155,22 @@ _ADVICE = {
 _POSITIVE = _number("a number above 0", lambda value: value > 0)
 _SHARE = _number("a number above 0 and at most 1", lambda value: 0 < value <= 1)
 _UNIT = _number("a number from 0 to 1", lambda value: 0 <= value <= 1)
+_SCHEDULE = checks.one_of("constant", "heuristic", "heuristic_transient")
+_INSIDE = _number("a number between 0 and 1, neither of them", lambda value: 0 < value < 1)
 _NUMBER = _number("a finite number")
 
 _NO_CONSTRAINTS = (
     "Search with constraints is not part of quintet. To allow only some tokens at each place use "
     "prefix_allowed_tokens_fn; to give the text a form, a grammar (response_format)."
+)
+
+_NO_MTP = (
+    "no model of the five families has heads that predict several tokens. Use an assistant_model, "
+    "prompt_lookup_num_tokens or assistant_early_exit."
+)
+_NO_SPECULATION = (
+    "it names a kind of draft model that reads the states of one particular model, and none exists for the five "
+    "families. Pass an assistant_model without it."
 )
 
 _TABLE = (
@@ -180,13 +191,13 @@ _TABLE = (
     Option("diversity_penalty", _number("a number of at least 0", lambda value: value >= 0), 0.0, works=True),
     Option("constraints", refusal=_NO_CONSTRAINTS),
     Option("force_words_ids", refusal=_NO_CONSTRAINTS),
-    Option("penalty_alpha", _NUMBER, neutral=(0.0,)),
+    Option("penalty_alpha", _UNIT, works=True, neutral=(0.0,)),
     Option(
         "dola_layers",
         refusal="Decoding by contrast of layers is not part of quintet. Contrastive search (penalty_alpha with top_k) "
         "and repetition_penalty are, and also work against dull and repeated text.",
     ),
-    Option("use_mtp", _flag, neutral=(False,)),
+    Option("use_mtp", _flag, neutral=(False,), refusal=_NO_MTP),
     # Cache
     Option("use_cache", _flag, True, works=True),
     Option("cache_implementation", _cache_name, works=True, needs=CACHED),
@@ -231,17 +242,17 @@ _TABLE = (
     Option("eos_token_id", _token_ids, works=True),
     Option("decoder_start_token_id", _token_ids, never_bites=True),  # for models with an encoder
     # Draft models
-    Option("is_assistant", _flag, neutral=(False,)),
-    Option("num_assistant_tokens", _integer(1), 20, needs=DRAFT),
-    Option("num_assistant_tokens_schedule", default="constant", needs=DRAFT),
-    Option("assistant_confidence_threshold", _NUMBER, 0.4, needs=DRAFT),
-    Option("assistant_lookbehind", _integer(0), 10, needs=DRAFT),
-    Option("target_lookbehind", _integer(0), 10, needs=DRAFT),
-    Option("assistant_ensemble_weight", _NUMBER, needs=DRAFT),
-    Option("speculation_type", needs=DRAFT),
-    Option("max_matching_ngram_size", _integer(1), needs="prompt_lookup_num_tokens"),
-    Option("prompt_lookup_num_tokens", _integer(1)),
-    Option("assistant_early_exit", _integer(1)),
+    Option("is_assistant", _flag, works=True, neutral=(False,)),
+    Option("num_assistant_tokens", _integer(1), 20, works=True, needs=DRAFT),
+    Option("num_assistant_tokens_schedule", _SCHEDULE, "constant", works=True, needs=DRAFT),
+    Option("assistant_confidence_threshold", _UNIT, 0.4, works=True, neutral=(0.0,), needs=DRAFT),
+    Option("assistant_lookbehind", _integer(0), 10, works=True, needs=DRAFT),
+    Option("target_lookbehind", _integer(0), 10, works=True, needs=DRAFT),
+    Option("assistant_ensemble_weight", _INSIDE, works=True, needs=DRAFT),
+    Option("speculation_type", needs=DRAFT, refusal=_NO_SPECULATION),
+    Option("max_matching_ngram_size", _integer(1), works=True, needs="prompt_lookup_num_tokens"),
+    Option("prompt_lookup_num_tokens", _integer(1), works=True),
+    Option("assistant_early_exit", _integer(1), works=True),
     # Compilation and batching engines of the reference
     Option(
         "compile_config",

@@ -10,13 +10,16 @@ from typing import Any
 
 from quintet.errors import GenerationError
 from quintet.generation.call import Call
-from quintet.generation.loops import beam, sample
+from quintet.generation.drafting import asks_for_candidates
+from quintet.generation.loops import assisted, beam, contrastive, sample
 from quintet.generation.run import Run
 
 __all__ = ["STRATEGIES", "pick_strategy", "refuse_custom"]
 
 STRATEGIES: dict[str, Callable[[Call], Run]] = {
+    "assisted": assisted.start,
     "beams": beam.start,  # with groups and with draws as well
+    "contrastive": contrastive.start,
     "sample": sample.start,  # greedy decoding is its case without draws
 }
 
@@ -24,6 +27,10 @@ STRATEGIES: dict[str, Callable[[Call], Run]] = {
 def pick_strategy(call: Call) -> Callable[[Call], Run]:
     """Return the strategy that the options in force ask for."""
     config = call.config
+    if asks_for_candidates(call):
+        return STRATEGIES["assisted"]
+    if config.penalty_alpha:
+        return STRATEGIES["contrastive"]
     if config.num_beams > 1 or (config.num_beam_groups or 1) > 1 or config.diversity_penalty:
         return STRATEGIES["beams"]
     return STRATEGIES["sample"]
