@@ -49,24 +49,52 @@ if TYPE_CHECKING:
     )
     from quintet.generation import (
         AsyncTextIteratorStreamer,
+        BayesianDetectorConfig,
+        BayesianDetectorModel,
+        EncoderNoRepeatNGramLogitsProcessor,
+        EncoderRepetitionPenaltyLogitsProcessor,
+        EpsilonLogitsWarper,
+        EtaLogitsWarper,
+        ExponentialDecayLengthPenalty,
+        ForcedBOSTokenLogitsProcessor,
+        ForcedEOSTokenLogitsProcessor,
         GenerationConfig,
         GenerationMixin,
+        HammingDiversityLogitsProcessor,
+        InfNanRemoveLogitsProcessor,
+        LogitNormalization,
         LogitsProcessor,
         LogitsProcessorList,
+        LogitsWarper,
         MaxLengthCriteria,
         MaxTimeCriteria,
         MinLengthLogitsProcessor,
         MinNewTokensLengthLogitsProcessor,
         MinPLogitsWarper,
+        NoBadWordsLogitsProcessor,
+        NoRepeatNGramLogitsProcessor,
+        PrefixConstrainedLogitsProcessor,
         RepetitionPenaltyLogitsProcessor,
+        SequenceBiasLogitsProcessor,
         StoppingCriteria,
         StoppingCriteriaList,
         StopStringCriteria,
+        SuppressTokensAtBeginLogitsProcessor,
+        SuppressTokensLogitsProcessor,
+        SynthIDTextWatermarkDetector,
+        SynthIDTextWatermarkingConfig,
+        SynthIDTextWatermarkLogitsProcessor,
         TemperatureLogitsWarper,
         TextIteratorStreamer,
         TextStreamer,
+        TopHLogitsWarper,
         TopKLogitsWarper,
         TopPLogitsWarper,
+        TypicalLogitsWarper,
+        UnbatchedClassifierFreeGuidanceLogitsProcessor,
+        WatermarkDetector,
+        WatermarkingConfig,
+        WatermarkLogitsProcessor,
     )
     from quintet.layers.conv1d import Conv1D
     from quintet.modeling import PreTrainedModel
@@ -157,6 +185,8 @@ __all__ = [
     "AutoModelWithLMHead",
     "AutoTokenizer",
     "BatchEncoding",
+    "BayesianDetectorConfig",
+    "BayesianDetectorModel",
     "Cache",
     "CheckpointError",
     "ConfigError",
@@ -165,7 +195,14 @@ __all__ = [
     "DynamicLayer",
     "DynamicSlidingWindowLayer",
     "EncoderDecoderCache",
+    "EncoderNoRepeatNGramLogitsProcessor",
+    "EncoderRepetitionPenaltyLogitsProcessor",
+    "EpsilonLogitsWarper",
+    "EtaLogitsWarper",
+    "ExponentialDecayLengthPenalty",
     "FeatureExtractionPipeline",
+    "ForcedBOSTokenLogitsProcessor",
+    "ForcedEOSTokenLogitsProcessor",
     "GPT2Config",
     "GPT2DoubleHeadsModel",
     "GPT2ForQuestionAnswering",
@@ -193,11 +230,15 @@ __all__ = [
     "GptOssForTokenClassification",
     "GptOssModel",
     "GptOssPreTrainedModel",
+    "HammingDiversityLogitsProcessor",
     "HubError",
+    "InfNanRemoveLogitsProcessor",
     "InputError",
     "IntegerConfig",
+    "LogitNormalization",
     "LogitsProcessor",
     "LogitsProcessorList",
+    "LogitsWarper",
     "MaxLengthCriteria",
     "MaxTimeCriteria",
     "MinLengthLogitsProcessor",
@@ -205,6 +246,8 @@ __all__ = [
     "MinPLogitsWarper",
     "ModelOutput",
     "Mxfp4Config",
+    "NoBadWordsLogitsProcessor",
+    "NoRepeatNGramLogitsProcessor",
     "OffloadedCache",
     "OpenAIGPTConfig",
     "OpenAIGPTDoubleHeadsModel",
@@ -220,6 +263,7 @@ __all__ = [
     "PreTrainedTokenizer",
     "PreTrainedTokenizerBase",
     "PreTrainedTokenizerFast",
+    "PrefixConstrainedLogitsProcessor",
     "PretrainedConfig",
     "QuantizedCache",
     "QuestionAnsweringPipeline",
@@ -232,12 +276,18 @@ __all__ = [
     "SeedOssForTokenClassification",
     "SeedOssModel",
     "SeedOssPreTrainedModel",
+    "SequenceBiasLogitsProcessor",
     "StaticCache",
     "StaticLayer",
     "StaticSlidingWindowLayer",
     "StopStringCriteria",
     "StoppingCriteria",
     "StoppingCriteriaList",
+    "SuppressTokensAtBeginLogitsProcessor",
+    "SuppressTokensLogitsProcessor",
+    "SynthIDTextWatermarkDetector",
+    "SynthIDTextWatermarkLogitsProcessor",
+    "SynthIDTextWatermarkingConfig",
     "TemperatureLogitsWarper",
     "TextClassificationPipeline",
     "TextGenerationPipeline",
@@ -245,11 +295,17 @@ __all__ = [
     "TextStreamer",
     "TokenClassificationPipeline",
     "TokenizerError",
+    "TopHLogitsWarper",
     "TopKLogitsWarper",
     "TopPLogitsWarper",
     "TrainingArguments",
     "TrainingError",
+    "TypicalLogitsWarper",
+    "UnbatchedClassifierFreeGuidanceLogitsProcessor",
     "UsageError",
+    "WatermarkDetector",
+    "WatermarkLogitsProcessor",
+    "WatermarkingConfig",
     "ZeroShotClassificationPipeline",
     "pipeline",
     "register_family",
@@ -273,11 +329,20 @@ _HOMES = {
         "TrainingError UsageError"
     ),
     "generation": (
-        "AsyncTextIteratorStreamer GenerationConfig GenerationMixin LogitsProcessor LogitsProcessorList "
+        "AsyncTextIteratorStreamer BayesianDetectorConfig BayesianDetectorModel "
+        "EncoderNoRepeatNGramLogitsProcessor EncoderRepetitionPenaltyLogitsProcessor EpsilonLogitsWarper "
+        "EtaLogitsWarper ExponentialDecayLengthPenalty ForcedBOSTokenLogitsProcessor "
+        "ForcedEOSTokenLogitsProcessor GenerationConfig GenerationMixin HammingDiversityLogitsProcessor "
+        "InfNanRemoveLogitsProcessor LogitNormalization LogitsProcessor LogitsProcessorList LogitsWarper "
         "MaxLengthCriteria MaxTimeCriteria MinLengthLogitsProcessor MinNewTokensLengthLogitsProcessor "
-        "MinPLogitsWarper RepetitionPenaltyLogitsProcessor StopStringCriteria StoppingCriteria "
-        "StoppingCriteriaList TemperatureLogitsWarper TextIteratorStreamer TextStreamer TopKLogitsWarper "
-        "TopPLogitsWarper"
+        "MinPLogitsWarper NoBadWordsLogitsProcessor NoRepeatNGramLogitsProcessor "
+        "PrefixConstrainedLogitsProcessor RepetitionPenaltyLogitsProcessor SequenceBiasLogitsProcessor "
+        "StopStringCriteria StoppingCriteria StoppingCriteriaList SuppressTokensAtBeginLogitsProcessor "
+        "SuppressTokensLogitsProcessor SynthIDTextWatermarkDetector SynthIDTextWatermarkLogitsProcessor "
+        "SynthIDTextWatermarkingConfig TemperatureLogitsWarper TextIteratorStreamer TextStreamer "
+        "TopHLogitsWarper TopKLogitsWarper TopPLogitsWarper TypicalLogitsWarper "
+        "UnbatchedClassifierFreeGuidanceLogitsProcessor WatermarkDetector WatermarkLogitsProcessor "
+        "WatermarkingConfig"
     ),
     "layers.conv1d": "Conv1D",
     "modeling": "PreTrainedModel",

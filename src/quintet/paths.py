@@ -34,7 +34,7 @@ _FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
 ALIASES: dict[str, tuple[str, ...]] = {
     "cache_utils": ("cache",),
     "configuration_utils": ("config",),
-    "generation.configuration_utils": ("generation.config",),
+    "generation.configuration_utils": ("generation.config", "generation.watermark_config"),
     "generation.logits_process": ("generation.processors",),
     "generation.stopping_criteria": ("generation.stopping",),
     "generation.utils": ("generation.generate", "generation.output"),

@@ -15,7 +15,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 LONGEST_FILE, LONGEST_BODY = 400, 60
 
 # Longer files: why. A family is one file, read from top to bottom, and may be longer than others.
-LONG: dict[str, str] = {}
+LONG: dict[str, str] = {"__init__.py": "one line for each public name, where type checkers and `__all__` want them"}
 LONGEST_FAMILY = 850
 
 UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "shelve", "marshal", "joblib", "imp", "code"}
