@@ -1,0 +1,211 @@
+"""quintet beside llama.cpp at the same shapes and bits: decoding one text and eight, reading a prompt, start, memory.
+
+    python benchmarks/beside_llama.py --llama-python VENV/bin/python --models pythia-410m --formats bf16,int8,int4
+
+VENV is an environment with `llama-cpp-python` compiled for this machine and `gguf`. Both read files with random weights
+(gguf_files.py makes llama.cpp's). Every figure comes from a fresh process; the two take turns, round after round, and
+llama.cpp runs with flash attention on and off, of which the better counts. `limit` is the bytes that one token must
+read (the file, with of the experts those that are used, and of the embedding one row where it is not the head as well)
+over the read bandwidth measured in the same run.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import common
+import families
+import gguf_files
+
+# Of quintet: what llama.cpp calls it, and how the linear layers are packed.
+FORMATS: dict[str, tuple[str, dict[str, int] | None]] = {
+    "bf16": ("bf16", None),
+    "int8": ("q8_0", {"bits": 8, "head_bits": 8}),
+    "int4": ("q4_0", {"bits": 4, "head_bits": 4}),
+}
+ROWS = ("load_s", "first_token_s", "prompt_s", "decode_s", "batch_s", "peak_mb")
+
+
+def checkpoint(work_dir: Path, name: str, style: str) -> Path:
+    """Return a folder with a checkpoint in that format, made once."""
+    folder = work_dir / f"{name}-{style}-beside-llama"
+    if (folder / "config.json").exists():
+        return folder
+    from quintet.auto import AutoModelForCausalLM
+    from quintet.quant.config import IntegerConfig
+
+    if name == "gpt2":
+        plain = common.checkpoint(work_dir, "gpt2")
+    elif name == "gpt-oss-20b":
+        import gpt_oss_20b
+
+        plain = work_dir / "gpt-oss-20b-mxfp4"
+        if not (plain / "config.json").exists():
+            gpt_oss_20b.write(plain)
+    elif name.startswith("gpt-oss"):
+        plain = families.checkpoint(work_dir, name, "mxfp4")
+    else:
+        plain = families.checkpoint(work_dir, name, "bf16")
+    settings = FORMATS[style][1]
+    if settings is None and name != "gpt2":
+        return plain
+    config = None if settings is None else IntegerConfig(**settings)
+    model = AutoModelForCausalLM.from_pretrained(plain, dtype="bfloat16", quantization_config=config)
+    model.save_pretrained(folder)
+    return folder
+
+
+def child(folder: str, prompt: int, past: int, new: int, sequences: int, repeats: int, activations: str) -> None:
+    """Measure quintet: what llama_peer.py measures of llama.cpp, in the same order."""
+    started = time.perf_counter()
+    import torch
+
+    from quintet.auto import AutoModelForCausalLM
+    from quintet.quant.packed_linear import PackedLinear
+
+    common.set_threads(None)
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    model.optimize()
+    for module in model.modules():
+        if isinstance(module, PackedLinear):
+            module.activations = activations
+    loaded = time.perf_counter()
+    ids = torch.tensor([[(7 * index) % 1000 + 5 for index in range(max(prompt, past))]])
+
+    def step(tokens: Any, cache: Any) -> tuple[float, Any]:
+        began = time.perf_counter()
+        out = model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        out.logits.argmax(-1)
+        return time.perf_counter() - began, out.past_key_values
+
+    result: dict[str, Any] = {}
+    with torch.inference_mode():
+        step(ids[:, :8], None)
+        result |= {"load_s": loaded - started, "first_token_s": time.perf_counter() - started}
+        result["prompt_s"] = min(step(ids[:, :prompt], None)[0] for _ in range(repeats))
+        for name, rows, count in (("decode_s", 1, new), ("batch_s", sequences, max(new // 2, 8))):
+            cache = step(ids[:, :past].repeat(rows, 1), None)[1]
+            steps = []
+            for n in range(count):
+                seconds, cache = step(torch.full((rows, 1), 9 + n), cache)
+                steps.append(seconds)
+            result[name] = sorted(steps)[len(steps) // 2]
+    result["peak_mb"] = common.peak_rss_mib()
+    print(json.dumps(result), flush=True)
+
+
+def llama(python: str, file: Path, flash: str, args: Any) -> dict[str, Any]:
+    """Measure llama.cpp in a process of its own."""
+    command = [python, str(common.ROOT / "benchmarks" / "llama_peer.py"), str(file), "--flash", flash]
+    command += ["--threads", str(args.threads or 2), "--prompt", str(args.prompt), "--past", str(args.past)]
+    command += ["--new", str(args.new), "--sequences", str(args.sequences), "--repeats", str(args.repeats)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"llama.cpp ended with {done.returncode}: {done.stderr[-300:]}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def bytes_per_token(folder: Path) -> int:
+    """What one decoding step must read of the weights."""
+    from quintet.auto import AutoModelForCausalLM
+    from quintet.quant.packed_experts import PackedExperts
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    total = 0
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings()
+    for module in model.modules():
+        share = 1.0
+        if isinstance(module, PackedExperts):
+            share = model.config.num_experts_per_tok / model.config.num_local_experts
+        for tensor in module.parameters(recurse=False):
+            if tensor is embedding and getattr(head, "weight", None) is not embedding:
+                continue
+            if tensor is embedding and module is head:
+                continue  # counted where it is the embedding
+            total += int(tensor.numel() * tensor.element_size() * share)
+    return total
+
+
+def measure(name: str, style: str, args: Any) -> None:
+    """Run the rounds of one model and format, and print the result."""
+    from quintet.cli.machine import read_bandwidth
+
+    argv = [__file__, "--make", name, style, str(args.work_dir)]
+    made = common.run_child(argv)[1]
+    folder = Path(made["folder"])
+    theirs = FORMATS[style][0]
+    file = args.work_dir / f"{name}-{theirs}.gguf"
+    if not file.exists():
+        script = str(common.ROOT / "benchmarks" / "gguf_files.py")
+        subprocess.run([args.llama_python, script, "--shape", name, "--format", theirs, "--out", str(file)], check=True)
+    sizes = [str(n) for n in (args.prompt, args.past, args.new, args.sequences, args.repeats)]
+    kinds = ["bf16", "int8"] if style != "bf16" and args.activations == "both" else [args.activations]
+    kinds = [kind if kind != "both" else "bf16" for kind in kinds]
+    runs: dict[str, Any] = {
+        **{
+            f"quintet-{kind}": lambda kind=kind: common.run_child(
+                [__file__, "--child", str(folder), *sizes, kind], args.threads or 2
+            )[1]
+            for kind in kinds
+        },
+        "llama-on": lambda: llama(args.llama_python, file, "on", args),
+        "llama-off": lambda: llama(args.llama_python, file, "off", args),
+    }
+    found: dict[str, list[dict[str, Any]]] = {key: [] for key in runs}
+    bandwidth = []
+    for number in range(args.rounds + 1):  # the first fills the page cache and does not count
+        bandwidth.append(read_bandwidth(seconds=0.5)["gb_s"])
+        for key in list(runs)[:: 1 if number % 2 else -1]:
+            facts = runs[key]()
+            if number or args.rounds == 0:
+                found[key].append(facts)
+    record: dict[str, Any] = {"model": name, "format": style, "peer": f"llama.cpp {theirs}", "rounds": args.rounds}
+    record |= {key: getattr(args, key) for key in ("prompt", "past", "sequences")}
+    record["read_gb_s"] = round(statistics.median(bandwidth), 1)
+    record["bytes_per_token"] = made["bytes"]
+    record["limit_decode_s"] = round(made["bytes"] / statistics.median(bandwidth) / 1e9, 5)
+    for row in ROWS:
+        medians = {key: statistics.median(facts[row] for facts in values) for key, values in found.items()}
+        ours, llamas = (min(v for k, v in medians.items() if k.startswith(peer)) for peer in ("quintet", "llama"))
+        record[row] = {**{k: round(v, 5) for k, v in medians.items()}, "ratio": round(llamas / ours, 3)}
+        if row == "decode_s":
+            record["of_limit"] = round(record["limit_decode_s"] / ours, 3)
+    common.emit("beside_llama", record, args.threads)
+
+
+def main() -> None:
+    """Measure every model and format."""
+    parser = common.parser(__doc__, shape=False)
+    parser.add_argument("--llama-python", required=True, help="python of an environment with llama-cpp-python and gguf")
+    parser.add_argument("--models", default="gpt2,pythia-410m,seed-oss-1.5b")
+    parser.add_argument("--formats", default=",".join(FORMATS))
+    parser.add_argument("--activations", choices=("bf16", "int8", "both"), default="both")
+    parser.add_argument("--prompt", type=int, default=512)
+    parser.add_argument("--past", type=int, default=64)
+    parser.add_argument("--new", type=int, default=32)
+    parser.add_argument("--sequences", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--work-dir", type=Path, default=Path("/tmp/quintet-benchmarks"))
+    args = parser.parse_args()
+    for name in args.models.split(","):
+        if name not in gguf_files.SHAPES:
+            parser.error(f"--models {name}: known are {', '.join(gguf_files.SHAPES)}")
+        for style in args.formats.split(","):
+            measure(name, style, args)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        child(sys.argv[2], *(int(n) for n in sys.argv[3:8]), sys.argv[8])
+    elif sys.argv[1:2] == ["--make"]:
+        made_folder = checkpoint(Path(sys.argv[4]), sys.argv[2], sys.argv[3])
+        print(json.dumps({"folder": str(made_folder), "bytes": bytes_per_token(made_folder)}), flush=True)
+    else:
+        main()
