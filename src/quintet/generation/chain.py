@@ -237,7 +237,7 @@ def build_criteria(
     special: SpecialTokens,
     tokenizer: Any,
 ) -> stopping.StoppingCriteriaList:
-    """Return the stopping criteria in the reference's order: length, time, strings, end of sequence, the caller's."""
+    """Return the stopping criteria in the reference's order: length, time, strings, end, sureness, the caller's."""
     built: list[Callable[..., Any]] = [stopping.MaxLengthCriteria(lengths.maximum)]
     if config.max_time is not None:
         built.append(stopping.MaxTimeCriteria(float(config.max_time)))
@@ -250,4 +250,6 @@ def build_criteria(
         built.append(stopping.StopStringCriteria(tokenizer, config.stop_strings))
     if special.eos:
         built.append(stopping.EosTokenCriteria(list(special.eos)))
+    if config.is_assistant and config.assistant_confidence_threshold:
+        built.append(stopping.ConfidenceCriteria(float(config.assistant_confidence_threshold)))
     return stopping.StoppingCriteriaList(_merged(built, own, "stopping criterion"))

@@ -18,6 +18,7 @@ from quintet.errors import GenerationError
 from quintet.generation.stop_strings import StopStringMatcher
 
 __all__ = [
+    "ConfidenceCriteria",
     "EosTokenCriteria",
     "MaxLengthCriteria",
     "MaxTimeCriteria",
@@ -126,6 +127,32 @@ class StopStringCriteria(StoppingCriteria):
         # Every token has at least one byte, so no match reaches further back than the longest string has bytes.
         tail = input_ids[:, -self._matcher.reach :].tolist()
         return torch.tensor([self._matcher.ends_with_stop(row) for row in tail], device=input_ids.device)
+
+
+class ConfidenceCriteria(StoppingCriteria):
+    """Stops after a token that the model was not sure of, so that a draft model gives up before its guesses get bad.
+
+    Args:
+        assistant_confidence_threshold: Least probability of a token.
+    """
+
+    def __init__(self, assistant_confidence_threshold: float) -> None:
+        self.assistant_confidence_threshold = assistant_confidence_threshold
+
+    def __call__(self, input_ids: torch.Tensor, scores: Scores, **kwargs: Any) -> torch.Tensor:
+        """See StoppingCriteria.
+
+        Raises:
+            GenerationError: there are no scores.
+        """
+        if scores is None:
+            raise GenerationError(
+                "is_assistant=True stops at tokens that the model is not sure of, and needs the scores for that. Set "
+                "return_dict_in_generate=True and output_scores=True; or is_assistant=False, which a draft model "
+                "that is passed as assistant_model does not need."
+            )
+        chosen = scores[-1].softmax(dim=-1).gather(1, input_ids[:, -1:])[:, 0]  # (B,)
+        return chosen < self.assistant_confidence_threshold
 
 
 class StoppingCriteriaList(list[Callable[..., Any]]):
