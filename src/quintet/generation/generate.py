@@ -109,7 +109,8 @@ class GenerationMixin:
             generator: Source of randomness for sampling; None for the global one, as in the reference. With one
                 torch.Generator every prompt draws the same numbers, so that a row gives the same tokens alone and in
                 any batch; the copies of num_return_sequences draw others. A list gives each row of the result its own.
-            synced_gpus, custom_generate: Refused for now.
+            synced_gpus: For models of which several processes hold parts; each goes on until all are done.
+            custom_generate: Refused: no code from model repositories is run.
             **kwargs: Options by name, and arguments of the model (`attention_mask`, `past_key_values`,
                 `inputs_embeds`, `position_ids`, ...).
 
