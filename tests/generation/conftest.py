@@ -51,6 +51,25 @@ def model(pair: Pair) -> GPT2LMHeadModel:
     return pair.ours
 
 
+@pytest.fixture(scope="package", params=["openai-gpt", "gpt2", "gpt_neox", "seed_oss", "gpt_oss"])
+def family_pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """A tiny model of each family in both libraries, from one checkpoint; tests must not change them."""
+    transformers = pytest.importorskip("transformers")
+    from quintet.auto import AutoModelForCausalLM, family_of
+
+    config = family_of(request.param).tiny()
+    torch.manual_seed(1)
+    ours = AutoModelForCausalLM.from_config(config).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():  # large weights make the distributions uneven, so that a wrong bit shows
+        for parameter in ours.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    folder = tmp_path_factory.mktemp(request.param)
+    ours.save_pretrained(folder)
+    reference = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return Pair(ours, reference)
+
+
 @pytest.fixture
 def prompt() -> torch.Tensor:
     """Three prompts of seven tokens, none of them special."""
