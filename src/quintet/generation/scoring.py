@@ -179,7 +179,7 @@ class Scorer:
         head = self.model.get_output_embeddings()
         if head is None or self.model.base_model is self.model:
             return False
-        whole = self.model(input_ids=ids, return_dict=True).logits.float()
+        whole = self.model(input_ids=ids, use_cache=False, return_dict=True).logits.float()
         parts = head(self._states({"input_ids": ids})).float()
         return parts.shape == whole.shape and torch.allclose(parts, whole, rtol=1e-3, atol=1e-3)
 
