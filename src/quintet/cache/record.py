@@ -139,12 +139,14 @@ def other_tokens(read: torch.Tensor, given: torch.Tensor, counts: torch.Tensor |
     return f"at place {place} of row {row} it has read token {int(read[row, place])}, not {int(given[row, place])}"
 
 
-def all_read(length: int, tokens: torch.Tensor) -> torch.Tensor:
-    """Return the `length` tokens that a cache holds, from a text that may have one more: the last is never read.
+def all_read(tokens: torch.Tensor, length: int, rows: int | None) -> torch.Tensor:
+    """Return the `length` tokens that a cache of `rows` holds, from a text that may have one more, which is not read.
 
     Raises:
         InputError: they are not as many.
     """
+    if rows is not None and tokens.shape[0] != rows:
+        raise InputError(f"tokens have {tokens.shape[0]} rows, but the cache holds {rows}. Give those of every row.")
     if tokens.shape[1] not in (length, length + 1):
         raise InputError(
             f"tokens are {tokens.shape[1]}, but the cache holds {length}. Give those that it was read from, in order."

@@ -52,7 +52,8 @@ def save_cache(cache: Cache, path: str | os.PathLike[str], *, model: Any = None,
     tensors: Tensors = {}
     about = _describe(cache, "", tensors)
     record = cache.record
-    read = cache.tokens if tokens is None else all_read(cache.get_seq_length(), as_tokens(tokens))
+    rows = next((tensor.shape[0] for tensor in tensors.values()), None)
+    read = cache.tokens if tokens is None else all_read(as_tokens(tokens), cache.get_seq_length(), rows)
     if read is not None:
         tensors[TOKENS] = read.detach().cpu().clone(memory_format=torch.contiguous_format)
     model = record.model if model is None and record is not None else model
