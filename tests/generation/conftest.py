@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 
 from quintet.models.gpt2 import GPT2Config, GPT2LMHeadModel
+
+sys.path.insert(0, str(Path(__file__).parent))  # for drafts.py
 
 VOCABULARY, POSITIONS = 300, 256
 PAD, BOS, EOS = 0, 1, 2
