@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from quintet.errors import GenerationError
 from quintet.generation.config import GenerationConfig
-from quintet.generation.processors import LogitsProcessorList
+from quintet.generation.processors import LogitsProcessorList, warpers
 from quintet.generation.resolve import Lengths, SpecialTokens
 from quintet.generation.state import Prompt
 
 __all__ = ["shape_answers"]
+
+_OF_SAMPLING = tuple(getattr(warpers, name) for name in warpers.__all__)
 
 
 def shape_answers(
@@ -35,9 +38,34 @@ def shape_answers(
     Raises:
         GenerationError: an option that does not fit the tokenizer, the prompts or the other options.
     """
+    if config.response_format is not None:
+        _hold_to_form(processors, config, tokenizer, prompt, special, copies)
     if config.thinking_budget is not None:
         from quintet.generation.thinking import thinking_processor
 
         found = thinking_processor(config.thinking_budget, tokenizer, prompt, copies=copies, room=lengths.new)
         if found is not None:
             processors.append(found)  # at the end: nothing may rule out the tokens that it asks for
+
+
+def _hold_to_form(
+    processors: LogitsProcessorList,
+    config: GenerationConfig,
+    tokenizer: Any,
+    prompt: Prompt,
+    special: SpecialTokens,
+    copies: int,
+) -> None:
+    from quintet.generation.structured.processor import form_processor
+
+    found = form_processor(config.response_format, tokenizer, prompt, special.eos, copies=copies)
+    if found is None:
+        return
+    if config.forced_eos_token_id is not None:
+        raise GenerationError(
+            f"forced_eos_token_id={config.forced_eos_token_id!r} ends a text whatever it holds, and response_format "
+            "ends it when it is complete. Leave out one of them."
+        )
+    # Before the first one of sampling: top_k and the like choose among the tokens that the form allows.
+    place = next((at for at, one in enumerate(processors) if isinstance(one, _OF_SAMPLING)), len(processors))
+    processors.insert(place, found)

@@ -267,9 +267,10 @@ _TABLE = (
     ),
     # Our own
     Option("thinking_budget", _thinking_budget, works=True, neutral=(-1,)),
+    Option("response_format", works=True),  # checked when it is compiled, for one tokenizer
 )
 
-OWN = ("thinking_budget",)
+OWN = ("thinking_budget", "response_format")
 """The options that the reference does not have."""
 
 OPTIONS: dict[str, Option] = {option.name: option for option in _TABLE}

@@ -76,6 +76,7 @@ class ThinkingFormat(ABC):
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
+        self.calls: tuple[int, ...] = ()  # tokens that end a call of a tool, and no answer
         self.marks: dict[str, int] = {}
         for name in self.names:
             index = token_id(tokenizer, name)
@@ -245,6 +246,7 @@ class HarmonyThinking(ThinkingFormat):
         self._start, self._channel, self._message = (self.marks[name] for name in (START, CHANNEL, MESSAGE))
         self._over = {self.marks[name] for name in ENDS}
         self._close, self._call = self.marks["<|end|>"], self.marks["<|call|>"]
+        self.calls = (self._call,)
         constrain = token_id(tokenizer, CONSTRAIN)
         if constrain is not None:
             self.marks[CONSTRAIN] = constrain
