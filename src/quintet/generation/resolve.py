@@ -215,9 +215,12 @@ def resolve_lengths(
 
 
 def _counted(prompt: Prompt) -> int:
-    """Return the tokens of the prompt that count for max_length and min_length: those of embeddings too."""
-    start = prompt.ids.shape[1]
-    return start if prompt.embeds is None or start == prompt.unread else prompt.unread
+    """Return the tokens of the prompt that count for max_length and min_length.
+
+    Embeddings count beside the tokens that the result begins with; as many of both are taken for the same text.
+    """
+    start, embeds = prompt.ids.shape[1], prompt.past + prompt.unread
+    return start if prompt.embeds is None or start == embeds else start + embeds
 
 
 def _minimum(config: GenerationConfig, explicit: set[str], prompt: Prompt, new: int) -> int:
