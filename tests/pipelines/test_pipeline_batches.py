@@ -57,6 +57,9 @@ def test_batches_give_what_single_inputs_give(ours: Ours, alike: Alike, kind: st
         {"max_length": 50, "prefix": "The house. "},
         {},  # 256 new tokens, or as many as fit
         {"max_new_tokens": 5, "repetition_penalty": 1.5},
+        {"max_new_tokens": 9, "num_beams": 3, "num_return_sequences": 2},
+        {"max_new_tokens": 9, "num_beams": 3, "length_penalty": 2.0, "early_stopping": True},
+        {"max_new_tokens": 6, "no_repeat_ngram_size": 2},
         {"max_new_tokens": 5, "padding": "max_length", "tokenizer_encode_kwargs": {"max_length": 60}},
     ],
     ids=str,
@@ -84,6 +87,21 @@ def test_ends_of_rows_in_a_batch(alike: Alike) -> None:
     tensors = [pipe(prompt, return_tensors=True, eos_token_id=ends) for prompt in prompts]
     assert len({len(one[0]["generated_token_ids"]) for one in tensors}) > 1
     alike(pipe(prompts, batch_size=4, return_tensors=True, eos_token_id=ends), tensors)
+
+
+def test_what_works_for_one_row_only_runs_for_one_at_a_time(alike: Alike) -> None:
+    pipe = quintet.pipeline("text-generation", model="storyteller", do_sample=False, max_new_tokens=14, device="cpu")
+    prompts = ["Once upon a time", "The King of the birds said", "He"]
+    chats = [[{"role": "user", "content": text}] for text in prompts]
+    config = {"prompt_lookup_num_tokens": 3, "do_sample": False, "max_new_tokens": 9}
+    beams: dict[str, Any] = {"num_beams": 2, "num_return_sequences": 2}
+    for inputs, options in (
+        (prompts, {**beams, "stop_sequence": ","}),
+        (prompts, {"prompt_lookup_num_tokens": 3}),
+        (prompts, {"generation_config": quintet.GenerationConfig(**config)}),
+        (chats, beams),
+    ):
+        alike(pipe(inputs, batch_size=3, **options), [pipe(one, **options) for one in inputs])
 
 
 def test_the_side_of_the_tokenizer_does_not_matter(ours: Ours, alike: Alike) -> None:

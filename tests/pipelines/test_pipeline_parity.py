@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 import quintet
 from quintet.auto import family_of
@@ -51,6 +52,25 @@ def test_text_generation(pair: Pair, alike: Alike, two: str, options: dict[str, 
     pipes = pair("text-generation", two)
     alike(*both(pipes, TEXTS[3], do_sample=False, **options))
     alike(*both(pipes, TEXTS[:2], do_sample=False, **options))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"do_sample": True, "temperature": 0.8, "top_k": 20, "num_return_sequences": 3},
+        {"do_sample": True, "top_p": 0.9, "repetition_penalty": 1.2},
+        {"do_sample": False, "num_beams": 3, "num_return_sequences": 2},
+        {"do_sample": False, "no_repeat_ngram_size": 2, "bad_words_ids": [[1]], "return_full_text": False},
+    ],
+    ids=str,
+)
+@TWO
+def test_options_of_generate(pair: Pair, alike: Alike, two: str, options: dict[str, Any]) -> None:
+    made = []
+    for pipe in pair("text-generation", two):
+        torch.manual_seed(3)
+        made.append([pipe(text, max_new_tokens=7, **options) for text in TEXTS[:3]])
+    alike(*made)
 
 
 def test_text_generation_of_every_family(pair: Pair, alike: Alike, kind: str) -> None:

@@ -27,8 +27,8 @@ __all__ = ["ReturnType", "TextGenerationPipeline"]
 
 # Options of generate() that nobody set; those of sampling count only where tokens are sampled.
 DEFAULTS: dict[str, Any] = {"max_new_tokens": 256, "do_sample": True, "temperature": 0.7}
-# With these, rows of a batch could end each other's text, so that every prompt runs alone.
-ALONE = ("stopping_criteria", "max_time", "streamer")
+# With these, rows of a batch could end each other's text, or there may be one only: every prompt runs alone.
+ALONE = ("stopping_criteria", "max_time", "streamer", "assistant_model", "prompt_lookup_num_tokens")
 # Options of a call of the pipeline that go to the tokenizer, under the same name.
 ENCODING = ("add_special_tokens", "padding", "truncation")
 
@@ -209,7 +209,8 @@ class TextGenerationPipeline(Pipeline):
         names = ("max_new_tokens", "max_length", "min_new_tokens", "min_length", "do_sample", "eos_token_id")
         config = options.get("generation_config")
         found: dict[str, Any] = {}
-        for name in (*names, "temperature", "stop_strings", "num_return_sequences", "pad_token_id"):
+        more = ("stop_strings", "num_return_sequences", "pad_token_id", "num_beams", "prompt_lookup_num_tokens")
+        for name in (*names, "temperature", *more):
             values = (options.get(name), getattr(config, name, None), getattr(self.model.generation_config, name, None))
             found[name] = next((value for value in values if value is not None), None)
         found["by_default"] = [name for name in DEFAULTS if found[name] is None and name not in options]
@@ -254,12 +255,15 @@ class TextGenerationPipeline(Pipeline):
         """Generate; prompts that may have different numbers of new tokens are read apart."""
         options = dict(generate or {})
         wanted = self._wanted(options)
-        alone = any(options.get(name) is not None for name in ALONE)
+        alone = any((options.get(name), wanted.get(name)) != (None, None) for name in ALONE)
+        beams = (wanted["num_beams"] or 1) > 1
         groups: dict[Any, list[int]] = {}
         for index, piece in enumerate(pieces):
             asked: Asked | None = piece.notes["asked"]
-            stops = asked and (asked.stop_ids, asked.form.stop_strings)
-            groups.setdefault(index if alone else (piece.notes["budget"], stops), []).append(index)
+            stops = None if asked is None else (asked.stop_ids, asked.form.stop_strings)
+            # Beams change places, so that nobody knows which of them a stop string has ended.
+            moved = beams and (wanted["stop_strings"] is not None or (stops is not None and stops[1]))
+            groups.setdefault(index if alone or moved else (piece.notes["budget"], stops), []).append(index)
         outputs: list[Any] = [None] * len(pieces)
         for members in groups.values():
             results = self._generate([pieces[index] for index in members], options, wanted)
