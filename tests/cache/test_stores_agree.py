@@ -128,6 +128,28 @@ def test_a_store_is_a_concatenation(name: str, window: int, actions: list[tuple[
         feed(cache, plain, action_room, window, close)
 
 
+@pytest.mark.parametrize("name", STORES)
+@given(
+    window=st.sampled_from([1, 2, 3, 7, 40]), chunks=st.lists(st.integers(1, 30), max_size=8), seed=st.integers(0, 99)
+)
+@settings(max_examples=60)
+def test_only_the_newest_tokens_of_beams_move(name: str, window: int, chunks: list[int], seed: int) -> None:
+    torch.manual_seed(seed)
+    cache, plain = STORES[name][0](window), Plain()
+    close = 0.05 if name == "quantized" else 0.0
+    feed(cache, plain, 5, window, close)
+    cache.batch_repeat_interleave(3)
+    plain.change(lambda keys: keys.repeat_interleave(3, 0))
+    for tokens in chunks:
+        feed(cache, plain, tokens, window, close)
+        chosen = torch.cat([torch.randint(3, (3,)), torch.randint(3, 6, (3,))])  # of two prompts with three beams each
+        same = (plain.keys[1] == plain.keys[1][chosen]).all(dim=3).all(dim=1).all(dim=0)  # (S,)
+        newest = plain.shape[2] - int(same.long().cumprod(0).sum())
+        cache.reorder_newest(chosen, newest)
+        plain.change(lambda keys, chosen=chosen: keys[chosen])  # type: ignore[misc]
+    feed(cache, plain, 3, window, close)
+
+
 @given(window=st.integers(1, 9), chunks=st.lists(st.integers(1, 12), min_size=1, max_size=12))
 @settings(max_examples=100)
 def test_a_sliding_slab_shows_what_a_window_mask_shows(window: int, chunks: list[int]) -> None:

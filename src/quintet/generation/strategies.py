@@ -27,12 +27,12 @@ STRATEGIES: dict[str, Callable[[Call], Run]] = {
 def pick_strategy(call: Call) -> Callable[[Call], Run]:
     """Return the strategy that the options in force ask for."""
     config = call.config
-    if config.num_beams > 1 or (config.num_beam_groups or 1) > 1 or config.diversity_penalty:
-        return STRATEGIES["beams"]  # which refuses the others beside it
     if asks_for_candidates(call):
         return STRATEGIES["assisted"]
     if config.penalty_alpha:
         return STRATEGIES["contrastive"]
+    if config.num_beams > 1 or (config.num_beam_groups or 1) > 1 or config.diversity_penalty:
+        return STRATEGIES["beams"]
     return STRATEGIES["sample"]
 
 

@@ -38,6 +38,13 @@ def transition_scores(
         )
     tokens = sequences[:, sequences.shape[1] - new :].masked_fill(ended, 0)  # (B, N)
     rows = rows.masked_fill(ended, 0)
+    vocabulary = scores[0].shape[-1]
+    if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocabulary:
+        wrong = int(tokens.max()) if int(tokens.max()) >= vocabulary else int(tokens.min())
+        raise InputError(
+            f"sequences holds the token {wrong}, and the scores are of {vocabulary} tokens. Pass sequences and scores "
+            "of the same call."
+        )
     columns = []
     for step in range(new):
         values = scores[step].log_softmax(dim=-1) if normalize_logits else scores[step]

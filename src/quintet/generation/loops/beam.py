@@ -118,15 +118,10 @@ class BeamRun(Run):
 
     def _kept_apart(self, scores: torch.Tensor, index: int) -> torch.Tensor:
         """Lower (B, K, V) scores of tokens that earlier groups have just chosen."""
-        tokens = torch.cat([group.tokens for group in self._groups[:index]], dim=1)  # (B, index * K)
-        # A search that is over has no say any more, and a place without a text never had one.
-        counted = torch.cat([group.counts for group in self._groups[:index]], dim=1)
-        flat = hamming_diversity(
-            scores.flatten(0, 1),  # (B, K, V) -> (B * K, V)
-            tokens.to(scores.device),
-            self.options.diversity_penalty,
-            counted.to(scores.device),
-        )
+        earlier = [group.said for group in self._groups[:index]]
+        tokens, counted = (torch.cat(part, dim=1).to(scores.device) for part in zip(*earlier, strict=True))
+        flat = scores.flatten(0, 1)  # (B, K, V) -> (B * K, V)
+        flat = hamming_diversity(flat, tokens, self.options.diversity_penalty, counted)
         return flat.view_as(scores)
 
     def _choose(self, scores: torch.Tensor, index: int) -> int:

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from quintet.errors import GenerationError
 from quintet.generation.call import Call
-from quintet.generation.options import OPTIONS
 
 __all__ = ["BeamOptions", "resolve_beams"]
-
-# Other strategies, and what each does.
-OTHERS = {
-    "penalty_alpha": "contrastive search",
-    "prompt_lookup_num_tokens": "assisted generation",
-    "assistant_early_exit": "assisted generation",
-}
 
 
 @dataclass(frozen=True)
@@ -60,9 +53,8 @@ def resolve_beams(call: Call) -> BeamOptions:
     groups = config.num_beam_groups or 1
     _check_numbers(config.num_beams, config.num_return_sequences, groups, bool(config.do_sample))
     _check_diversity(float(config.diversity_penalty or 0.0), groups)
-    _check_strategy(call)
     beams = config.num_beams // groups
-    penalty = float(config.length_penalty or 0.0)
+    penalty = 1.0 if config.length_penalty is None else float(config.length_penalty)
     _check_length_penalty(penalty, call.lengths.new)
     return BeamOptions(
         beams=beams,
@@ -73,7 +65,7 @@ def resolve_beams(call: Call) -> BeamOptions:
         early_stopping=False if config.early_stopping is None else config.early_stopping,
         diversity_penalty=float(config.diversity_penalty or 0.0),
         do_sample=config.do_sample,
-        generator=call.arguments.generator,
+        generator=_one_generator(call.arguments.generator),
         fill=_fill(call.special.eos, call.special.pad),
     )
 
@@ -108,22 +100,13 @@ def _check_diversity(penalty: float, groups: int) -> None:
         )
 
 
-def _check_strategy(call: Call) -> None:
-    """Check that no other strategy is asked for, and that the random numbers come from one place."""
-    asked = {name: what for name, what in OTHERS.items() if not OPTIONS[name].is_neutral(getattr(call.config, name))}
-    if call.arguments.assistant_model is not None:
-        asked["assistant_model"] = "assisted generation"
-    for name, what in asked.items():
-        raise GenerationError(
-            f"num_beams is {call.config.num_beams}, and {name} asks for {what}: one call can do only one of them. "
-            f"Leave out {name}, or set num_beams=1."
-        )
-    generator = call.arguments.generator
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise GenerationError(
-            f"generator is a {type(generator).__name__}, but beam search takes one torch.Generator, whose numbers "
-            "serve every prompt alike. Pass torch.Generator().manual_seed(1)."
-        )
+def _one_generator(generator: Any) -> torch.Generator | None:
+    if generator is None or isinstance(generator, torch.Generator):
+        return generator
+    raise GenerationError(
+        f"generator is a {type(generator).__name__}, but beam search takes one torch.Generator, whose numbers serve "
+        "every prompt alike. Pass torch.Generator().manual_seed(1)."
+    )
 
 
 def _candidates(call: Call, beams: int) -> int:

@@ -78,6 +78,7 @@ class Hypotheses:
         self._history: list[tuple[torch.Tensor, torch.Tensor]] = []  # of each step (parents, tokens)
         self._shared = torch.zeros(searches, beams, beams, dtype=torch.long)  # tokens that two beams begin with
         self._own = torch.arange(beams)
+        self._offer: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
     @property
     def open(self) -> torch.Tensor:
@@ -86,9 +87,13 @@ class Hypotheses:
         return self._improvable[:, 0] & ~full
 
     @property
-    def counts(self) -> torch.Tensor:
-        """(N, K) beams that are a text, of searches that are still open."""
-        return (self.scores > NOTHING / 2) & self.open[:, None] & (not self.finished)
+    def said(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(N, K) tokens that the beams chose in the last step, and whether each is of a text of an open search."""
+        scores, tokens, ends, was_open = self._offer
+        # When every candidate ends, by length for instance, no beam goes on; then the best count.
+        going_on = torch.where(ends.all(dim=1, keepdim=True), scores, scores + ends.to(torch.float32) * NOTHING)
+        best, chosen = going_on.topk(self._beams)
+        return tokens.gather(1, chosen), (best > NOTHING / 2) & was_open[:, None]
 
     @property
     def alive(self) -> torch.Tensor:
@@ -108,6 +113,7 @@ class Hypotheses:
             How many of the newest tokens read by the model differ, at most, between a beam and the one whose place it
             takes; 0 when none does.
         """
+        self._offer = (scores, tokens, ends, self.open)
         self._take_in(scores, parents, tokens, ends)
         going_on = scores + ends.to(torch.float32) * NOTHING
         self.scores, chosen = going_on.topk(self._beams)  # (N, K)
@@ -121,6 +127,8 @@ class Hypotheses:
     def rest(self) -> None:
         """Stand still for a step, while other searches go on."""
         self.parents = self._own.expand_as(self.parents)
+        scores, tokens, ends, _ = self._offer
+        self._offer = (scores, tokens, ends, torch.zeros(len(scores), dtype=torch.bool))
 
     def _take_in(self, scores: torch.Tensor, parents: torch.Tensor, tokens: torch.Tensor, ends: torch.Tensor) -> None:
         """Let candidates that end compete with the complete texts for the K places."""
