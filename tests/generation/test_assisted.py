@@ -11,7 +11,7 @@ import torch
 from drafts import PAD, disturbed, made, quietly, tokens
 
 from quintet.auto import AutoModel, model_types
-from quintet.cache import DynamicCache, QuantizedCache, StaticCache
+from quintet.cache import DynamicCache, QuantizedCache
 from quintet.errors import GenerationError
 from quintet.generation import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from quintet.generation.candidates import Draft, DraftModel, DraftPlan, DraftReader

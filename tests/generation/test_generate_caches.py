@@ -520,3 +520,49 @@ def test_a_static_cache_without_room(gpt2: Any, ids: torch.Tensor) -> None:
 def test_beams(model: Any, ids: torch.Tensor, mask: torch.Tensor, kind: str, options: dict[str, Any]) -> None:
     options = {**GREEDY, **options, "attention_mask": mask}
     assert torch.equal(model.generate(ids, cache_implementation=kind, **options), model.generate(ids, **options))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_drafts(model: Any, kind: str) -> None:
+    ids = torch.tensor([[5, 6, 7, 8, 5, 6, 7, 8, 5, 6]])
+    options = {**GREEDY, "max_new_tokens": 20}
+    plain = model.generate(ids, **options)
+    drafted = model.generate(ids, prompt_lookup_num_tokens=4, cache_implementation=kind, **options)
+    assert torch.equal(drafted, plain)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_draft_model(model: Any, ids: torch.Tensor, kind: str) -> None:
+    """The model checks several tokens at once and takes back those that it would not have written."""
+    draft = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in draft.parameters():
+            parameter.mul_(1.05)
+    options = {**GREEDY, "max_new_tokens": 16}
+    plain = model.generate(ids[:1], **options)
+    drafted = model.generate(ids[:1], assistant_model=draft, cache_implementation=kind, **options)
+    assert torch.equal(drafted, plain)
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_drafts_and_beams_with_a_given_cache(model: Any, ids: torch.Tensor, name: str) -> None:
+    cache = GIVEN[name](model.config)
+    first = model.generate(ids[:1], past_key_values=cache, prompt_lookup_num_tokens=3, **GREEDY)
+    assert torch.equal(first, model.generate(ids[:1], **GREEDY))
+    assert cache.get_seq_length() == first.shape[1] - 1
+    assert torch.equal(cache.tokens, first[:, :-1])
+    text = torch.cat([first, ids[:1]], 1)
+    plain = model.generate(text, num_beams=3, **GREEDY)
+    assert torch.equal(model.generate(text, past_key_values=cache, num_beams=3, **GREEDY), plain)
+    assert cache.get_seq_length() == first.shape[1] - 1  # beams have a copy: its rows were repeated
+    out = model.generate(text, past_key_values=cache, prompt_lookup_num_tokens=3, **GREEDY)
+    assert torch.equal(out, model.generate(text, **GREEDY))
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_guesses_are_no_longer_than_what_a_window_can_take_back(kind: str) -> None:
+    model = tiny("gpt_oss", sliding_window=70, layer_types=["sliding_attention"] * 2)
+    ids = torch.randint(90, (1, 100), generator=torch.Generator().manual_seed(5))
+    options = {**GREEDY, "max_new_tokens": 100}
+    got = model.generate(ids, prompt_lookup_num_tokens=95, cache_implementation=kind, **options)
+    assert torch.equal(got, model.generate(ids, **options))

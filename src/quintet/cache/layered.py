@@ -78,6 +78,11 @@ class CacheLayer:
         return min(self.length, max_length if max_length >= 0 else max(self.length + max_length, 0))
 
     @property
+    def most_undone(self) -> int | None:
+        """Tokens of the last update that `crop` can take back, whichever they are; None for any number."""
+        return self.window
+
+    @property
     def sample(self) -> torch.Tensor | None:
         """A tensor (B, H, any, D) of the rows, heads, type and device that are stored; None before the first update."""
         return self.keys

@@ -110,6 +110,11 @@ class OffloadedLayer(CacheLayer):
         return self.inner.values
 
     @property
+    def most_undone(self) -> int | None:
+        """See CacheLayer.most_undone."""
+        return self.inner.most_undone
+
+    @property
     def sample(self) -> torch.Tensor | None:
         """See CacheLayer.sample; its device is that where the keys are used."""
         sample = self.inner.sample

@@ -213,6 +213,11 @@ class StaticSlidingWindowLayer(StaticLayer):
         return None if self._values is None else self._values[:, :, self._room - self._visible :]
 
     @property
+    def most_undone(self) -> int | None:
+        """See CacheLayer.most_undone."""
+        return min(self.window, SLACK)
+
+    @property
     def _visible(self) -> int:
         return min(self.length, self.window - 1, self._room)
 

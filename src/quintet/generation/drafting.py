@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from quintet.cache import StaticCache
 from quintet.errors import GenerationError
 from quintet.generation.call import Call
 from quintet.generation.candidates import Candidates, DraftModel, DraftPlan, DraftReader, PromptLookup
-from quintet.generation.options import OPTIONS, is_static
+from quintet.generation.options import OPTIONS
 from quintet.generation.processors import LogitsProcessorList
 from quintet.generation.sampling.draws import Draws
 from quintet.generation.state import NOT_PER_ROW, GenerativeModel
@@ -94,12 +93,6 @@ def check_candidates(call: Call) -> None:
         )
     if not config.use_cache:
         raise GenerationError(f"{name} needs the cache, and use_cache is False. Leave it out.")
-    static = isinstance(call.prompt.cache, StaticCache) or is_static(config.cache_implementation)
-    if static:
-        raise GenerationError(
-            f"{name} needs a cache that grows and shrinks, and a static one is asked for. Use "
-            'cache_implementation="dynamic".'
-        )
     if config.assistant_ensemble_weight is not None and name == LOOKUP:
         raise GenerationError(
             "assistant_ensemble_weight mixes the probabilities of a draft model, and prompt lookup has none. Leave it "

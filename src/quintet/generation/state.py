@@ -338,8 +338,9 @@ class DecodeState:
         A layer with a window holds on to the keys of one window besides the newest; after a longer step some lengths
         in its middle are out of reach.
         """
-        windows = [layer.window for layer in getattr(self.cache, "layers", ()) if layer.window is not None]
-        return min(windows) if windows else None
+        layers = getattr(getattr(self.cache, "self_attention_cache", self.cache), "layers", ())
+        limits = [layer.most_undone for layer in layers if layer.most_undone is not None]
+        return min(limits, default=None)
 
     def _buffers(self) -> list[ColumnBuffer]:
         found = [*self._per_token.values(), self._mask, self._all_ids]
