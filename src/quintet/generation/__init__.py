@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     )
     from quintet.generation.state import DecodeState
     from quintet.generation.stopping import (
+        ConfidenceCriteria,
         EosTokenCriteria,
         MaxLengthCriteria,
         MaxTimeCriteria,
@@ -79,6 +80,7 @@ __all__ = [
     "BayesianDetectorModel",
     "BayesianWatermarkDetectorModelOutput",
     "Column",
+    "ConfidenceCriteria",
     "DecodeState",
     "EncoderNoRepeatNGramLogitsProcessor",
     "EncoderRepetitionPenaltyLogitsProcessor",
