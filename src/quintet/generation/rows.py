@@ -117,9 +117,9 @@ class RowFollower(LogitsProcessor, Generic[RowT]):
         sources, shared = [], []
         for place, tokens in enumerate(now):
             best, most = place, _common(before[place], tokens)
-            for other, row in enumerate(before):
+            for other, known in enumerate(before):
                 if most < len(tokens) and other != place and self._prompts[other] == self._prompts[place]:
-                    found = _common(row, tokens)
+                    found = _common(known, tokens)
                     best, most = (other, found) if found > most else (best, most)
             sources.append(best)
             shared.append(most)

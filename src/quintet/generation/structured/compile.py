@@ -19,6 +19,8 @@ __all__ = ["CompiledForm", "compile_form"]
 # Between the parts of JSON: nothing, a space, or a new line with its indentation. Without a bound, a model could write
 # spaces for ever.
 WHITESPACE = r"(\n {0,40})| "
+# How llguidance says that no token can follow.
+NO_TOKEN = "NoExtension"
 
 
 class CompiledForm:
@@ -98,13 +100,14 @@ def _check(form: Form, matcher: Any, first: Any) -> None:
     )
     if isinstance(matcher, Exception):
         raise GenerationError(f"{what} of response_format cannot be read: {matcher}") from matcher
-    error = str(matcher.get_error())
-    if error:
+    error = str(matcher.get_error()).replace("<non-verbose/>", "")
+    empty = error.startswith(NO_TOKEN) or (not error and not first.any() and not matcher.is_accepting())
+    if error and not empty:
         raise GenerationError(
             f"{what} of response_format cannot be held to: {error.strip()[:1000]}. Leave that part out, or say it "
             "another way."
         )
-    if not first.any() and not matcher.is_accepting():
+    if empty:
         raise GenerationError(
             f"{what} of response_format allows no answer at all that this tokenizer can write. Check it for parts that "
             "contradict each other, or that refer to themselves without an end."
@@ -116,7 +119,8 @@ def _grammar(engine: Any, form: Form) -> str:
         overrides = {"whitespace_pattern": WHITESPACE}
         return str(engine.LLMatcher.grammar_from_json_schema(form.text, overrides=overrides))
     if form.kind == "regex":
-        return str(engine.LLMatcher.grammar_from_regex(form.text))
+        # \d stands for the ten digits, as everybody expects, and not for those of every script.
+        return str(engine.LLMatcher.grammar_from_lark(f"start: /{engine.regex_to_lark(form.text, 'd')}/"))
     if form.kind == "choice":
         texts = " | ".join(json.dumps(one) for one in json.loads(form.text))
         return str(engine.LLMatcher.grammar_from_lark(f"start: {texts}"))

@@ -117,10 +117,10 @@ def _json_schema(given: Mapping[str, Any], limits: StructuredLimits) -> Form:
     if given.get("strict") not in (None, True, False):
         raise GenerationError(f"response_format has strict={given['strict']!r}, but it must be true or false.")
     schema = given["schema"]
-    if not isinstance(schema, (Mapping, bool)):
+    if schema is not True and not isinstance(schema, Mapping):  # True allows anything, False nothing
         raise GenerationError(f"the schema of response_format is {_short(schema)}, but must be a dict.")
     _measure(schema, limits)
-    return Form("json_schema", _as_json(schema))
+    return Form("json_schema", _as_json({} if schema is True else schema))
 
 
 def _regex(given: Mapping[str, Any], limits: StructuredLimits) -> Form:

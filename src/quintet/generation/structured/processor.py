@@ -20,7 +20,7 @@ import torch
 from quintet.errors import GenerationError
 from quintet.generation.rows import RowFollower
 from quintet.generation.state import Prompt
-from quintet.generation.structured.compile import CompiledForm, allowed_tokens, compile_form
+from quintet.generation.structured.compile import NO_TOKEN, CompiledForm, allowed_tokens, compile_form
 from quintet.generation.structured.formats import read_format
 from quintet.generation.structured.vocabulary import vocabulary_of
 from quintet.generation.thinking import prompt_tokens
@@ -114,9 +114,10 @@ class FormRow:
         rules, vocabulary = self.rules, self._compiled.vocabulary
         if rules.form:
             mask = allowed_tokens(self._matcher, vocabulary)
-            if self._matcher.is_error():
+            error = str(self._matcher.get_error()).replace("<non-verbose/>", "").strip()
+            if error and not error.startswith(NO_TOKEN):
                 raise GenerationError(
-                    f"the form of response_format cannot be followed any further: {self._matcher.get_error()[:500]}. "
+                    f"the form of response_format cannot be followed any further: {error[:500]}. "
                     f"The answer so far is {self.answer()!r}. Give a simpler form."
                 )
             mask[self._never] = False

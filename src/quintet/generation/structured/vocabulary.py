@@ -55,8 +55,9 @@ class Vocabulary:
         text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
         if self.spell(ids).rstrip() != text.encode().rstrip():
             raise GenerationError(
-                f"the tokens of {type(tokenizer).__name__} spell {self.spell(ids)!r} one by one and {text!r} together, so that no answer could be held to a form. Use a model with a "
-                "byte-level vocabulary, as GPT-2, GPT-NeoX, Seed-OSS and gpt-oss have."
+                f"the tokens of {type(tokenizer).__name__} spell {self.spell(ids)!r} one by one and {text!r} together, "
+                "so that no answer could be held to a form. Use a model with a byte-level vocabulary, as GPT-2, "
+                "GPT-NeoX, Seed-OSS and gpt-oss have."
             )
 
     def spell(self, ids: Sequence[int]) -> bytes:
