@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 
+from quintet.generation import GenerationConfig, GenerationMixin
 from quintet.models.gpt2 import GPT2Config, GPT2LMHeadModel
 
 sys.path.insert(0, str(Path(__file__).parent))  # for drafts.py
@@ -105,3 +107,25 @@ def make_tokenizer() -> Callable[[], Any]:
         )
 
     return make
+
+
+class Table(GenerationMixin):
+    """A model whose next token depends on the last one alone: row t of the table holds the probabilities after t."""
+
+    training, device = False, torch.device("cpu")
+
+    def __init__(self, probabilities: list[list[float]]) -> None:
+        self.logits = torch.tensor(probabilities).log()
+        self.config = SimpleNamespace(vocab_size=len(probabilities), max_position_embeddings=None)
+        self.generation_config = GenerationConfig(use_cache=False)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: Any = None, use_cache: Any = None, **_: Any) -> Any:
+        return SimpleNamespace(logits=self.logits[input_ids], past_key_values=None)
+
+    __call__ = forward
+
+
+@pytest.fixture(scope="package")
+def make_table() -> Callable[[list[list[float]]], Any]:
+    """Makes a model of a table of probabilities, for results that can be calculated by hand."""
+    return Table

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from types import SimpleNamespace
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ import torch
 
 from quintet.cache import DynamicCache
 from quintet.errors import GenerationError
-from quintet.generation import GenerationConfig, GenerationMixin, TextStreamer
+from quintet.generation import GenerationConfig, TextStreamer
 from quintet.generation.loops.beam import draw
 from quintet.generation.loops.hypotheses import NOTHING, Hypotheses
 
@@ -21,24 +21,8 @@ ONE = torch.tensor([[5, 6, 7]])
 PAD, EOS = 0, 2
 
 
-class Table(GenerationMixin):
-    """A model whose next token depends on the last one alone: row t of the table holds the probabilities after t."""
-
-    training, device = False, torch.device("cpu")
-
-    def __init__(self, probabilities: list[list[float]]) -> None:
-        self.logits = torch.tensor(probabilities).log()
-        self.config = SimpleNamespace(vocab_size=len(probabilities), max_position_embeddings=None)
-        self.generation_config = GenerationConfig(use_cache=False)
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: Any = None, use_cache: Any = None, **_: Any) -> Any:
-        return SimpleNamespace(logits=self.logits[input_ids], past_key_values=None)
-
-    __call__ = forward
-
-
 def search(model: Any, ids: torch.Tensor, **options: Any) -> Any:
-    pad = None if isinstance(model, Table) else PAD  # every token of a table is text
+    pad = PAD if model.config.vocab_size > 4 else None  # every token of a table is text
     kwargs = {"num_beams": 3, "max_new_tokens": 12, "pad_token_id": pad} | options
     return model.generate(ids, **kwargs)
 
@@ -54,12 +38,12 @@ WALK = [
 ]
 
 
-def test_a_search_by_hand() -> None:
+def test_a_search_by_hand(make_table: Callable[..., Any]) -> None:
     """From a, two beams, plain sums.
 
     Step 1: a .4, b .3. Step 2: bc .21, aa .16 (before ab .12). Step 3: bc and the end .168, aaa .064.
     """
-    model = Table(WALK)
+    model = make_table(WALK)
     options = {"num_beams": 2, "eos_token_id": 3, "length_penalty": 0.0, "early_stopping": "never"}
     options |= {"num_return_sequences": 2, "return_dict_in_generate": True, "output_scores": True}
     out = search(model, torch.tensor([[0]]), max_new_tokens=3, **options)
@@ -68,9 +52,9 @@ def test_a_search_by_hand() -> None:
     assert out.beam_indices.tolist() == [[0, 1, 0], [0, 0, 1]]
 
 
-def test_the_length_penalty_by_hand() -> None:
+def test_the_length_penalty_by_hand(make_table: Callable[..., Any]) -> None:
     """The end after one token has .1; three tokens to the end have .168: sums and means differ in what they prefer."""
-    model = Table([[0.1, 0.3, 0.2, 0.4], *WALK[1:]])
+    model = make_table([[0.1, 0.3, 0.2, 0.4], *WALK[1:]])
     first = torch.tensor([[0]])
     for penalty, text in ((0.0, [3]), (1.0, [1, 2, 3]), (-1.0, [3])):
         out = search(model, first, eos_token_id=3, length_penalty=penalty, early_stopping="never", max_new_tokens=4)
@@ -80,7 +64,9 @@ def test_the_length_penalty_by_hand() -> None:
 
 @pytest.mark.parametrize("penalty", [0.0, 0.7, 1.0, 2.0])
 @pytest.mark.parametrize("seed", range(5))
-def test_with_enough_beams_the_best_of_all_texts_is_found(seed: int, penalty: float) -> None:
+def test_with_enough_beams_the_best_of_all_texts_is_found(
+    make_table: Callable[..., Any], seed: int, penalty: float
+) -> None:
     """Every text of up to four tokens, by brute force."""
     table = torch.randn(4, 4, generator=torch.Generator().manual_seed(seed)).softmax(-1)
     logs = table.log().double()
@@ -93,7 +79,7 @@ def test_with_enough_beams_the_best_of_all_texts_is_found(seed: int, penalty: fl
             found[text] = total / length**penalty
     best = sorted(found.values(), reverse=True)[:6]
     out = search(
-        Table(table.tolist()),
+        make_table(table.tolist()),
         torch.tensor([[0]]),
         num_beams=64,
         num_return_sequences=6,
@@ -162,7 +148,7 @@ def test_the_end_of_a_search_depends_on_early_stopping() -> None:
     assert steps(False, penalty=0.0) < steps("never", penalty=1.0)
 
 
-def test_places_that_hold_nothing() -> None:
+def test_places_that_hold_nothing(make_table: Callable[..., Any]) -> None:
     """A search that ends with fewer texts than asked for returns empty ones with a score of next to nothing."""
 
     def only_the_end(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -170,7 +156,7 @@ def test_places_that_hold_nothing() -> None:
 
     options = {"logits_processor": [only_the_end], "eos_token_id": 3, "num_return_sequences": 3}
     out = search(
-        Table(WALK),
+        make_table(WALK),
         torch.tensor([[1]]),
         return_dict_in_generate=True,
         output_scores=True,

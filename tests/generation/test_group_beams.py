@@ -3,32 +3,14 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-from quintet.generation import GenerationConfig, GenerationMixin
-
 PAD = 0
 RECORD = {"return_dict_in_generate": True, "output_scores": True}
-
-
-class Table(GenerationMixin):
-    """A model whose next token depends on the last one alone: row t of the table holds the probabilities after t."""
-
-    training, device = False, torch.device("cpu")
-
-    def __init__(self, probabilities: list[list[float]]) -> None:
-        self.logits = torch.tensor(probabilities).log()
-        self.config = SimpleNamespace(vocab_size=len(probabilities), max_position_embeddings=None)
-        self.generation_config = GenerationConfig(use_cache=False)
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: Any = None, use_cache: Any = None, **_: Any) -> Any:
-        return SimpleNamespace(logits=self.logits[input_ids], past_key_values=None)
-
-    __call__ = forward
 
 
 #  after   a    b    c    end
@@ -40,21 +22,29 @@ ROWS = [
 ]
 
 
-def groups(table: list[list[float]], first: list[int], beams: int, count: int, penalty: float, **options: Any) -> Any:
-    kwargs = {"num_return_sequences": beams, "eos_token_id": 3, "length_penalty": 0.0} | RECORD | options
-    return Table(table).generate(
-        torch.tensor([first]), num_beams=beams, num_beam_groups=count, diversity_penalty=penalty, **kwargs
-    )
+@pytest.fixture
+def groups(make_table: Callable[..., Any]) -> Callable[..., Any]:
+    """Searches a table with groups of beams."""
+
+    def search(
+        table: list[list[float]], first: list[int], beams: int, count: int, penalty: float, **options: Any
+    ) -> Any:
+        kwargs = {"num_return_sequences": beams, "eos_token_id": 3, "length_penalty": 0.0} | RECORD | options
+        return make_table(table).generate(
+            torch.tensor([first]), num_beams=beams, num_beam_groups=count, diversity_penalty=penalty, **kwargs
+        )
+
+    return search
 
 
-def test_a_weak_penalty_changes_nothing_but_the_score() -> None:
+def test_a_weak_penalty_changes_nothing_but_the_score(groups: Callable[..., Any]) -> None:
     """log .5 - log .3 = .511: a penalty of .4 leaves a the best token of the second group too."""
     out = groups(ROWS, [0], 2, 2, 0.4, max_new_tokens=1)
     assert out.sequences[:, 1:].tolist() == [[0], [0]]
     assert out.sequences_scores.tolist() == pytest.approx([math.log(0.5), math.log(0.5) - 0.4])
 
 
-def test_a_strong_penalty_sends_the_second_group_elsewhere() -> None:
+def test_a_strong_penalty_sends_the_second_group_elsewhere(groups: Callable[..., Any]) -> None:
     """With .6 the second group takes b; in the second step the groups say different things anyway.
 
     Group 1: a a, .5 * .5. Group 2: b b, .3 * .6. No penalty was paid.
@@ -65,14 +55,14 @@ def test_a_strong_penalty_sends_the_second_group_elsewhere() -> None:
     assert out.beam_indices.tolist() == [[0, 0], [1, 1]]
 
 
-def test_the_penalty_counts_tokens_of_the_same_step_only_and_stays_in_the_sum() -> None:
+def test_the_penalty_counts_tokens_of_the_same_step_only_and_stays_in_the_sum(groups: Callable[..., Any]) -> None:
     """Penalty .2, three steps from a: both groups say a a a, and the second pays .2 at each."""
     out = groups(ROWS, [0], 2, 2, 0.2, max_new_tokens=3)
     assert out.sequences[:, 1:].tolist() == [[0, 0, 0], [0, 0, 0]]
     assert out.sequences_scores.tolist() == pytest.approx([3 * math.log(0.5), 3 * (math.log(0.5) - 0.2)])
 
 
-def test_every_earlier_beam_counts() -> None:
+def test_every_earlier_beam_counts(groups: Callable[..., Any]) -> None:
     """Three groups of one: the third pays twice for what both others said.
 
     Penalty .3: group 1 a (-.693), group 2 a (-.993, b is -1.204), group 3: a -1.293, b -1.204: b.
@@ -83,7 +73,7 @@ def test_every_earlier_beam_counts() -> None:
     assert out.sequences_scores.tolist() == pytest.approx(wanted)
 
 
-def test_two_beams_of_a_group_that_say_the_same_count_twice() -> None:
+def test_two_beams_of_a_group_that_say_the_same_count_twice(groups: Callable[..., Any]) -> None:
     """Groups of two from a, penalty .5.
 
     Step 1: group 1 a b; group 2: a -1.193, b -1.704, c -1.897, end -2.996: a b.
@@ -115,7 +105,7 @@ def test_two_beams_of_a_group_that_say_the_same_count_twice() -> None:
     assert out.sequences_scores[2].item() == pytest.approx(math.log(0.5 * 0.079) - 1.3, abs=1e-5)
 
 
-def test_a_group_whose_search_is_over_has_no_say() -> None:
+def test_a_group_whose_search_is_over_has_no_say(groups: Callable[..., Any]) -> None:
     """One beam each, early stopping, penalty 1.
 
     Step 1 after s: group 1 a .5, group 2 b .45. Step 2: group 1 ends with .9, and its best beam that goes on says c;
@@ -136,9 +126,9 @@ def test_a_group_whose_search_is_over_has_no_say() -> None:
     assert out.sequences_scores.tolist() == pytest.approx([math.log(0.45), math.log(0.45 * 0.81) - 1.0])
 
 
-def test_scores_hold_the_penalties() -> None:
+def test_scores_hold_the_penalties(groups: Callable[..., Any], make_table: Callable[..., Any]) -> None:
     out = groups(ROWS, [0], 4, 2, 0.5, max_new_tokens=2)
-    model = Table(ROWS)
+    model = make_table(ROWS)
     steps = model.compute_transition_scores(out.sequences, out.scores, out.beam_indices)
     torch.testing.assert_close(steps.sum(dim=1), out.sequences_scores)
     first = torch.tensor(ROWS[0]).log()

@@ -47,7 +47,7 @@ class BeamRun(Run):
         self.call, self.options = call, options
         self._state = call.begin()
         self._rows = call.sequences()  # (R, S)
-        own = [
+        self._groups = [
             Hypotheses(
                 call.rows,
                 options.beams,
@@ -58,9 +58,8 @@ class BeamRun(Run):
             )
             for _ in range(options.groups)
         ]
-        self._groups = own
         candidates = call.rows * options.candidates
-        self._rules = [StopRules(call.criteria, candidates, call.prompt.ids.shape[1]) for _ in own]
+        self._rules = [StopRules(call.criteria, candidates, call.prompt.ids.shape[1]) for _ in self._groups]
         self._keeps_ids = bool(call.processors) or self._rules[0].reads_ids
         self._kept: dict[str, list[Any]] = {"scores": [], "logits": [], **{name: [] for name in call.collect}}
 
@@ -259,5 +258,5 @@ def _to_host(values: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, 
     """Bring (B, C) scores and places to the host in one go."""
     if values.device.type == "cpu":
         return values, places
-    both = torch.stack((values.double(), places.double())).cpu()  # float64 holds both exactly
-    return both[0].float(), both[1].long()
+    both = torch.stack((values.view(torch.int32).long(), places)).cpu()  # (2, B, C); the bits of the scores
+    return both[0].int().view(torch.float32), both[1]
