@@ -209,6 +209,7 @@ def test_own_processors_can_be_used_again(pair: Any) -> None:
         ({"watermarking_config": {"keys": [1]}}, "ngram_len"),
         ({"prefix_allowed_tokens_fn": [1]}, "prefix_allowed_tokens_fn is a list, but must be a function"),
         ({"prefix_allowed_tokens_fn": lambda batch, tokens: []}, "allows no token for row 0 after 6 tokens"),
+        ({"token_healing": True}, "token_healing=True .from the call. is refused: it would write the prompt anew"),
         ({"suppress_tokens": list(range(300))}, "all -inf: the processors ruled out every token"),
     ],
     ids=lambda one: named(one) if isinstance(one, dict) else "",

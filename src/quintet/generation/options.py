@@ -226,7 +226,14 @@ _TABLE = (
     Option("exponential_decay_length_penalty", checks.decay_pair, works=True),
     Option("renormalize_logits", _flag, works=True, neutral=(False,)),
     Option("remove_invalid_values", _flag, False, works=True),
-    Option("token_healing", _flag, neutral=(False,)),
+    Option(
+        "token_healing",
+        _flag,
+        neutral=(False,),
+        refusal="it would write the prompt anew, without its special tokens and outer spaces, which fits neither chats "
+        "nor the attention mask. Leave out the prompt's last token, and let prefix_allowed_tokens_fn allow the tokens "
+        "that begin with its text for the first new one.",
+    ),
     Option("guidance_scale", _NUMBER, works=True, neutral=(1.0,)),
     Option("watermarking_config", _watermark, works=True),
     # What comes back
