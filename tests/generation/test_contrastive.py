@@ -49,7 +49,7 @@ def direct(model: Any, ids: torch.Tensor, new: int, k: int, alpha: float, penalt
 
 
 def test_a_choice_by_hand() -> None:
-    # Two tokens of text, along the axes. Candidates: along the first (cos 1), between them (0.7071), opposite (0 at most).
+    # Two tokens of text along the axes. Candidates: along the first (cos 1), between (0.7071), opposite (0 at most).
     text = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
     states = torch.tensor([[[1.0, 0.0], [0.5**0.5, 0.5**0.5], [-1.0, 0.0]]])
     likely = torch.tensor([[0.6, 0.3, 0.1]])
