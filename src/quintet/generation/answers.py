@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from quintet.errors import GenerationError
@@ -10,7 +11,7 @@ from quintet.generation.processors import LogitsProcessorList, warpers
 from quintet.generation.resolve import Lengths, SpecialTokens
 from quintet.generation.state import Prompt
 
-__all__ = ["shape_answers"]
+__all__ = ["check_answers", "shape_answers"]
 
 _OF_SAMPLING = tuple(getattr(warpers, name) for name in warpers.__all__)
 
@@ -69,3 +70,24 @@ def _hold_to_form(
     # Before the first one of sampling: top_k and the like choose among the tokens that the form allows.
     place = next((at for at, one in enumerate(processors) if isinstance(one, _OF_SAMPLING)), len(processors))
     processors.insert(place, found)
+
+
+def check_answers(config: GenerationConfig, texts: Iterable[tuple[float, int]]) -> None:
+    """Check that the texts that beams found are answers in the form.
+
+    Args:
+        config: Options in force.
+        texts: Score and length of each text of the result.
+
+    Raises:
+        GenerationError: there are fewer answers than texts were asked for, so that some are none.
+    """
+    if config.response_format is None:
+        return
+    # What the form rules out has a score of -inf, and what goes on behind the end of an answer one of -1e9.
+    found = [score * length**config.length_penalty > -1e8 for score, length in texts]
+    if not all(found):
+        raise GenerationError(
+            f"beams found {sum(found)} answers in the form of response_format, and {len(found)} are asked for. Lower "
+            "num_return_sequences, or raise num_beams if the form has more answers than that."
+        )

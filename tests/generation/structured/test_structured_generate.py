@@ -116,6 +116,17 @@ def test_beams_of_a_choice_find_the_likeliest(writer: Obsessed, small: Any) -> N
     assert text in choices
 
 
+def test_more_texts_than_the_form_has_answers(make_bytes: Any) -> None:
+    tokenizer = make_bytes(("<e>",), eos_token="<e>", pad_token="<e>")
+    prompt, model = ids(tokenizer, "Yes or no?"), Obsessed(tokenizer, [])
+    options: dict[str, Any] = {"response_format": {"type": "choice", "choice": ["yes", "no"]}, "num_beams": 4}
+    options |= {"tokenizer": tokenizer, "max_new_tokens": 12}
+    found = model.generate(prompt, num_return_sequences=2, **options)
+    assert set(answers(tokenizer, found, prompt.shape[1])) == {"yes", "no"}
+    with pytest.raises(GenerationError, match="beams found 2 answers in the form of response_format, and 3 are asked"):
+        model.generate(prompt, num_return_sequences=3, **options)
+
+
 @pytest.mark.parametrize("options", [{"prompt_lookup_num_tokens": 4}, {"penalty_alpha": 0.5, "top_k": 4}])
 def test_other_strategies(writer: Obsessed, small: Any, options: dict[str, Any]) -> None:
     prompt = ids(small, '{"name": "abc", "tags": ["x"], "size": 1} {"name": "abc", "tags')

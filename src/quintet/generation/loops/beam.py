@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from quintet.errors import GenerationError
+from quintet.generation.answers import check_answers
 from quintet.generation.call import Call
 from quintet.generation.loops.beam_options import BeamOptions, resolve_beams
 from quintet.generation.loops.hypotheses import Hypotheses, Hypothesis
@@ -189,6 +190,7 @@ class BeamRun(Run):
 
     def _packed(self) -> GenerateBeamDecoderOnlyOutput | torch.Tensor:
         found = self._best()
+        check_answers(self.call.config, [(one.score, len(one.tokens)) for one, _ in found])
         longest = max(len(one.tokens) for one, _ in found)
         device, prompt = self.call.prompt.ids.device, self.call.prompt.ids
         new = [one.tokens + [self.options.fill] * (longest - len(one.tokens)) for one, _ in found]
