@@ -84,7 +84,7 @@ def named(options: dict[str, Any]) -> str:
 def both(pair: Any, ids: torch.Tensor, seed: int = 11, **options: Any) -> list[Any]:
     """Run both libraries from the same state of the global generator; return (ours, reference)."""
     if pair.ours.config.model_type == "openai-gpt" and "guidance_scale" in options:
-        options["use_cache"] = False  # with it the reference, which has no cache here, would forget the other prompt
+        options["use_cache"] = False  # the reference, which has no cache here, fails with it
     results = []
     for model in pair:
         torch.manual_seed(seed)
