@@ -30,6 +30,7 @@ class TokenRecord:
 
     def __init__(self) -> None:
         self._parts: list[torch.Tensor] = []
+        self._length = 0
         self._model: weakref.ref[Any] | None = None
         # What a file says of the model that read the tokens; None when the cache is of no file.
         self.fingerprint: dict[str, str] | None = None
@@ -46,7 +47,7 @@ class TokenRecord:
     @property
     def length(self) -> int:
         """N."""
-        return sum(part.shape[1] for part in self._parts)
+        return self._length
 
     @property
     def tokens(self) -> torch.Tensor | None:
@@ -59,12 +60,12 @@ class TokenRecord:
         """Note that the (B, T) tokens `ids` were read into the places from `start` on."""
         if self._parts and self._parts[0].shape[0] != ids.shape[0]:
             self.reset()
-        length = self.length if len(self._parts) != 1 else self._parts[0].shape[1]
-        if length > start:
+        if self._length > start:
             self.crop(start)
-        elif length < start:
-            self._parts.append(ids.new_full((ids.shape[0], start - length), UNKNOWN))
+        elif self._length < start:
+            self._parts.append(ids.new_full((ids.shape[0], start - self._length), UNKNOWN))
         self._parts.append(ids.clone())  # the caller's tensor is the caller's
+        self._length = start + ids.shape[1]
         if len(self._parts) >= MAX_PARTS:
             self._parts = [torch.cat(self._parts, dim=1)]
 
@@ -72,7 +73,7 @@ class TokenRecord:
         """Keep the tokens of the first `length` places."""
         tokens = self.tokens
         if tokens is not None and tokens.shape[1] > length:
-            self._parts = [tokens[:, :length]] if length else []
+            self._parts, self._length = [tokens[:, :length]] if length else [], length
 
     def map_rows(self, rows: torch.Tensor | int) -> None:
         """Select rows by an index tensor, or repeat each row an int number of times."""
@@ -87,14 +88,14 @@ class TokenRecord:
 
     def reset(self) -> None:
         """Forget every token; the model stays."""
-        self._parts = []
+        self._parts, self._length = [], 0
 
     def __getstate__(self) -> dict[str, Any]:  # a weak reference can neither be pickled nor sent elsewhere
         return {**self.__dict__, "_model": None}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TokenRecord:
         new = TokenRecord()
-        new._parts = list(self._parts)  # nobody writes to them
+        new._parts, new._length = list(self._parts), self._length  # nobody writes to the tensors
         new._model, new.fingerprint = self._model, self.fingerprint
         return new
 

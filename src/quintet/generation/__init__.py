@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         UnbatchedClassifierFreeGuidanceLogitsProcessor,
         WatermarkLogitsProcessor,
     )
+    from quintet.generation.scoring import Score
     from quintet.generation.state import DecodeState
     from quintet.generation.stopping import (
         ConfidenceCriteria,
@@ -110,6 +111,7 @@ __all__ = [
     "NoRepeatNGramLogitsProcessor",
     "PrefixConstrainedLogitsProcessor",
     "RepetitionPenaltyLogitsProcessor",
+    "Score",
     "SequenceBiasLogitsProcessor",
     "StopStringCriteria",
     "StoppingCriteria",
@@ -144,6 +146,7 @@ _HOMES = {
         "LogitNormalization",
         *(name for name in __all__ if "Logits" in name and not name.startswith("Known")),
     ),
+    "scoring": ("Score",),
     "state": ("DecodeState",),
     "stopping": tuple(name for name in __all__ if "Criteria" in name),
     "streamers": tuple(name for name in __all__ if name.endswith("Streamer")),
