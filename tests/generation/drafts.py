@@ -40,3 +40,14 @@ def quietly(model: Any, *args: Any, **kwargs: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return model.generate(*args, **kwargs)
+
+
+def far_from(counts: torch.Tensor, wanted: torch.Tensor) -> bool:
+    """Whether counts are further from what is wanted than chance explains; rare outcomes are counted together."""
+    expected = wanted * counts.sum()
+    common = expected >= 5
+    seen = torch.cat([counts[common], counts[~common].sum()[None]]).double()
+    due = torch.cat([expected[common], expected[~common].sum()[None]]).double().clamp(min=1e-9)
+    freedom = len(due) - 1
+    # Above the 0.999 quantile of chi-square with that many degrees of freedom.
+    return float(((seen - due) ** 2 / due).sum()) > freedom + 4.5 * (2 * freedom) ** 0.5 + 10

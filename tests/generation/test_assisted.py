@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from drafts import PAD, disturbed, made, quietly, tokens
+from drafts import PAD, disturbed, far_from, made, quietly, tokens
 
 from quintet.auto import AutoModel, model_types
 from quintet.cache import DynamicCache, QuantizedCache
@@ -494,18 +494,6 @@ def test_early_exit_leaves_the_model_alone(both: tuple[Any, Any]) -> None:
 
 # --- sampling ---------------------------------------------------------------------------------------------------------
 
-# The 0.999 quantile of chi-square with n degrees of freedom is below n + 4.5 sqrt(2 n) + 10 for all n that occur here.
-
-
-def _far(counts: torch.Tensor, wanted: torch.Tensor) -> bool:
-    """Whether counts are further from what is wanted than chance explains; rare outcomes are counted together."""
-    expected = wanted * counts.sum()
-    common = expected >= 5
-    seen = torch.cat([counts[common], counts[~common].sum()[None]]).double()
-    due = torch.cat([expected[common], expected[~common].sum()[None]]).double().clamp(min=1e-9)
-    freedom = len(due) - 1
-    return float(((seen - due) ** 2 / due).sum()) > freedom + 4.5 * (2 * freedom) ** 0.5 + 10
-
 
 def _peaked(vocabulary: int = 12) -> Any:
     """Return a model of few tokens with uneven distributions that depend on the text."""
@@ -557,16 +545,16 @@ def test_sampling_with_a_draft_model_has_the_models_distribution(noise: float, s
     model = _peaked()
     draft = disturbed(model, noise)
     counts = _pairs(model, 1000, assistant_model=draft, assistant_confidence_threshold=0.0, **shape)
-    assert not _far(counts, _exact(model, **shape))
+    assert not far_from(counts, _exact(model, **shape))
     # The test can tell: the draft model's own distribution is another one.
     if noise == 0.6:
-        assert _far(counts, _exact(draft, **shape))
+        assert far_from(counts, _exact(draft, **shape))
 
 
 def test_sampling_with_early_exit_has_the_models_distribution() -> None:
     model = _peaked()
     counts = _pairs(model, 1000, assistant_early_exit=1, top_k=0, assistant_confidence_threshold=0.0)
-    assert not _far(counts, _exact(model))
+    assert not far_from(counts, _exact(model))
 
 
 @pytest.mark.parametrize("generator", [False, True])
@@ -613,7 +601,7 @@ def test_a_draft_becomes_a_token_of_the_models_distribution() -> None:
         became = int(speculate(scores, draft, token, draw))
         counts[became] += 1
         kept += became == token
-    assert not _far(counts, wanted)
+    assert not far_from(counts, wanted)
     assert kept / 4000 == pytest.approx(float(torch.minimum(wanted, offered).sum()), abs=0.03)  # corollary 3.6
     same = speculate(scores, scores.clone(), 2, lambda rows: rows.argmax(-1))
     assert int(same) == 2
@@ -634,7 +622,7 @@ def test_ensembles_mix_the_distributions() -> None:
             return torch.multinomial(rows.softmax(-1), 1, generator=generator)[:, 0]
 
         counts[int(speculate(scores, other, token, draw, weight=0.3))] += 1
-    assert not _far(counts, wanted[0])
+    assert not far_from(counts, wanted[0])
     # Greedy: with nearly no weight for the model the draft model's own text comes out, but for the tokens after drafts.
     given: dict[str, Any] = {"max_new_tokens": 6, "eos_token_id": None}
     start = torch.tensor([[3, 5, 1]])
