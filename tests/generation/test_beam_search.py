@@ -13,7 +13,7 @@ import torch
 
 from quintet.cache import DynamicCache
 from quintet.errors import GenerationError
-from quintet.generation import GenerationConfig, TextStreamer
+from quintet.generation import DecodeState, GenerationConfig, TextStreamer
 from quintet.generation.loops.beam import draw
 from quintet.generation.loops.hypotheses import NOTHING, Hypotheses
 
@@ -263,6 +263,30 @@ def test_only_what_differs_moves_in_the_cache(
     search(model, prompt, max_new_tokens=30, eos_token_id=None)
     assert moved and max(moved) < 29 and min(moved) > 0
     assert len(moved) < 29  # nothing at all after the first step, when all beams are one
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_prompts_that_are_settled_leave_the_batch(model: Any, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The texts are those of a call that returns everything, for which every prompt has to stay."""
+    ids, mask = left_padded()
+    options: dict[str, Any] = {"num_beams": 4, "num_return_sequences": 4, "max_new_tokens": 40}
+    options |= {"eos_token_id": list(range(8, 20 + seed * 4)), "early_stopping": (True, False, "never")[seed % 3]}
+    options |= {"length_penalty": (0.0, 1.0, 1.3)[seed // 2 % 3], "attention_mask": mask}
+    if seed % 4 == 1:
+        options |= {"do_sample": True, "repetition_penalty": 1.2}
+    if seed % 4 == 2:
+        options |= {"num_beam_groups": 2, "diversity_penalty": 0.5, "use_cache": seed != 2}
+    torch.manual_seed(seed)
+    wanted = search(model, ids, return_dict_in_generate=True, **options).sequences
+    rows = []
+    original = DecodeState.advance
+    monkeypatch.setattr(
+        DecodeState, "advance", lambda self, tokens: (rows.append(len(tokens)), original(self, tokens))[1]
+    )
+    torch.manual_seed(seed)
+    assert torch.equal(search(model, ids, **options), wanted)
+    assert rows == sorted(rows, reverse=True) and {count % 4 for count in rows} == {0}
+    assert len(set(rows)) > 1 or seed in (0, 1, 5, 11)  # where all prompts end together
 
 
 def test_texts_do_not_depend_on_the_store(model: Any, prompt: torch.Tensor) -> None:

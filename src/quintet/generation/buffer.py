@@ -49,7 +49,9 @@ class ColumnBuffer:
 
     def select(self, rows: torch.Tensor) -> None:
         """Replace the rows by those at `rows` (any number of them)."""
-        self._slab = self._slab.index_select(0, rows)
+        slab = self._slab.new_empty((rows.shape[0], self._slab.shape[1]))
+        slab[:, : self.length] = self.view.index_select(0, rows)  # not the spare room, which may be most of it
+        self._slab = slab
 
     def repeat(self, count: int) -> None:
         """Repeat every row `count` times, copies side by side."""

@@ -4,7 +4,7 @@ Groups: Vijayakumar et al., "Diverse Beam Search" (arXiv 1610.02424): the groups
 costs a group `diversity_penalty` for each beam of earlier groups that has just chosen it (Hamming diversity).
 
 Letters: B prompts, G groups, K beams of a group, C candidates of a group, V vocabulary, S tokens so far, N new tokens,
-R = B * G * K rows of the model.
+R = B * G * K beams, A of them those of prompts that are still decoded: the rows of the model.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from quintet.errors import GenerationError
 from quintet.generation.answers import check_answers
 from quintet.generation.call import Call
+from quintet.generation.loops.active import ActiveRows
 from quintet.generation.loops.beam_options import BeamOptions, resolve_beams
 from quintet.generation.loops.hypotheses import Hypotheses, Hypothesis
 from quintet.generation.loops.scores import check_usable, processed
@@ -56,12 +57,14 @@ class BeamRun(Run):
                 most=call.lengths.new,
                 length_penalty=options.length_penalty,
                 early_stopping=options.early_stopping,
+                drops=options.drops,
             )
             for _ in range(options.groups)
         ]
         candidates = call.rows * options.candidates
         self._rules = [StopRules(call.criteria, candidates, call.prompt.ids.shape[1]) for _ in self._groups]
         self._keeps_ids = bool(call.processors) or self._rules[0].reads_ids
+        self._active = ActiveRows(len(self._rows.view))
         self._kept: dict[str, list[Any]] = {"scores": [], "logits": [], **{name: [] for name in call.collect}}
 
     def finish(self, streamer: Any) -> GenerateBeamDecoderOnlyOutput | torch.Tensor:
@@ -81,12 +84,13 @@ class BeamRun(Run):
             if done and not self.call.config.return_dict_in_generate:
                 return self._packed()
             rows, tokens = self._next_rows()
-            # With dropout, copies of a prompt have nothing in common.
-            self._state.reorder(rows, None if self.call.model.training else newest)
+            self._reorder(rows, newest)
             if done:  # a returned cache belongs to the beams
                 return self._packed()
             self._follow(rows, tokens)
-            logits = self._state.advance(tokens)
+            if self.options.drops:
+                self._drop()
+            logits = self._active.spread(self._state.advance(self._active.pick(tokens)))  # (A, V) -> (R, V)
 
     # --- one step -----------------------------------------------------------------------------------------------------
 
@@ -165,6 +169,23 @@ class BeamRun(Run):
         rows = parents + first.view(parents.shape[0], parents.shape[1], 1)
         both = torch.stack((rows.flatten(), tokens.flatten())).to(self.call.prompt.ids.device)  # (2, R)
         return both[0], both[1]
+
+    def _reorder(self, rows: torch.Tensor, newest: int) -> None:
+        """Let the rows of the model follow the beams; see `_next_rows`."""
+        index = self._active.index
+        if index is not None:
+            places = torch.zeros_like(rows).index_copy_(0, index, torch.arange(len(index), device=rows.device))
+            rows = places[rows[index]]  # (R,) -> (A,)
+        # With dropout, copies of a prompt have nothing in common.
+        self._state.reorder(rows, None if self.call.model.training else newest)
+
+    def _drop(self) -> None:
+        """Take prompts that are settled out of the model's batch."""
+        settled = torch.stack([group.settled for group in self._groups]).all(dim=0)  # (B,)
+        done = settled.repeat_interleave(self.options.groups * self.options.beams).tolist()
+        left = self._active.drop(done, self.call.prompt.ids.device)
+        if left is not None:
+            self._state.keep(left)
 
     def _follow(self, rows: torch.Tensor, tokens: torch.Tensor) -> None:
         """Let the tokens that processors and criteria see follow the beams."""

@@ -28,6 +28,7 @@ class BeamOptions:
         do_sample: Draw the candidates, without replacement, instead of taking the best.
         generator: Source of randomness; None for the global one.
         fill: Token behind texts that are shorter than the longest.
+        drops: Take prompts whose search is settled out of the model's batch.
     """
 
     beams: int
@@ -40,6 +41,7 @@ class BeamOptions:
     do_sample: bool
     generator: torch.Generator | None
     fill: int
+    drops: bool
 
 
 def resolve_beams(call: Call) -> BeamOptions:
@@ -67,6 +69,7 @@ def resolve_beams(call: Call) -> BeamOptions:
         do_sample=config.do_sample,
         generator=_one_generator(call.arguments.generator),
         fill=_fill(call.special.eos, call.special.pad),
+        drops=_drops(call, penalty),
     )
 
 
@@ -120,6 +123,16 @@ def _candidates(call: Call, beams: int) -> int:
             f"a vocabulary of {vocabulary} tokens there are {beams * vocabulary}. Give fewer ids in eos_token_id."
         )
     return count
+
+
+def _drops(call: Call, penalty: float) -> bool:
+    """Return whether settled prompts may leave the batch: nothing that is returned shows their rows.
+
+    With dropout a row depends on the batch. With an extreme length penalty even placeholders look better than texts, so
+    that a search may go on when all its candidates have ended, and the batch decides when.
+    """
+    shown = call.config.return_dict_in_generate or call.needs_all_rows or call.model.training
+    return call.rows > 1 and not shown and float(call.lengths.new) ** penalty < 1e6
 
 
 def _fill(eos: tuple[int, ...], pad: int | None) -> int:

@@ -47,6 +47,7 @@ class Hypotheses:
         candidates: C.
         most: New tokens that a text may have.
         length_penalty: Exponent of the length by which scores are divided.
+        drops: Rows of searches that are settled are not read any more, and so need not move.
         early_stopping: True: a search ends with its K-th complete text. False: when its best beam, at its present
             length, is worse than the worst complete text. "never": when no continuation can be better.
     """
@@ -60,6 +61,7 @@ class Hypotheses:
         most: int,
         length_penalty: float,
         early_stopping: bool | str,
+        drops: bool = False,
     ) -> None:
         self.length = 0  # new tokens of the beams
         # All beams begin as the same text: one of them counts, or every candidate would be there K times.
@@ -69,7 +71,7 @@ class Hypotheses:
         self.tokens = torch.zeros(searches, beams, dtype=torch.long)  # (N, K) last token of each
         self.finished = False  # whether no search can go on
         self._beams, self._most = beams, most
-        self._penalty, self._early = length_penalty, early_stopping
+        self._penalty, self._early, self._drops = length_penalty, early_stopping, drops
         self._in_reach = torch.arange(candidates) < beams  # (C,) candidates good enough to be a complete text
         self._done_scores = torch.full((searches, beams), NOTHING)  # (N, K) complete texts, the best first
         self._is_done = torch.zeros(searches, beams, dtype=torch.bool)
@@ -85,6 +87,11 @@ class Hypotheses:
         """(N,) searches whose result may still change."""
         full = self._is_done.all(dim=1) if self._early is True else torch.zeros(len(self.scores), dtype=torch.bool)
         return self._improvable[:, 0] & ~full
+
+    @property
+    def settled(self) -> torch.Tensor:
+        """(N,) searches that have K complete texts, which nothing can change any more."""
+        return self._is_done.all(dim=1) & (~self.open | self.finished)
 
     @property
     def said(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -148,6 +155,8 @@ class Hypotheses:
     def _moved(self) -> int:
         """Return what `step` returns, and note the tokens that the new beams share."""
         moved = self.parents != self._own
+        if self._drops:
+            moved &= ~self.settled[:, None]
         newest = 0
         if bool(moved.any()):
             with_place = self._shared.gather(2, self.parents[:, :, None])[:, :, 0]  # (N, K): of parent and place
