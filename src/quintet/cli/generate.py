@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from quintet.cli.answers import add_answer_options, answer_options
 from quintet.cli.common import (
     BUNDLED_MODEL,
     DTYPES,
@@ -58,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "quintet generate --model ./my-gpt2 --greedy --file opening.txt",
         'echo "Dear diary," | quintet generate --json --max-new-tokens 40',
         'quintet generate "Tom said" --stop "." --num 3',
+        'quintet generate "The cat, as JSON: " --response-format schema.json',
     )
     parser.add_argument("prompt", nargs="?", help="the text to continue; '-' or nothing reads it from stdin")
     parser.add_argument("--file", "-f", metavar="FILE", help="read the prompt from a UTF-8 file ('-': stdin)")
@@ -81,6 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     length.add_argument("--num", type=positive_int, default=1, metavar="N", help="how many continuations (default: 1)")
     add_sampling_options(parser)
+    add_answer_options(parser)
     machine = parser.add_argument_group("machine and output")
     machine.add_argument("--dtype", choices=DTYPES, default="auto", help="number format (default: as stored)")
     add_machine_options(machine)
@@ -105,6 +108,7 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Read the prompt, load the model, write `--num` continuations."""
     _check(args)
+    answer = answer_options(args)
     prompt = read_prompt(args)
 
     from quintet.auto import AutoModelForCausalLM
@@ -119,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
     model.eval()
     check_vocabulary(model, tokenizer)
     ids = _encode(tokenizer, prompt)
-    options = _options(args, _room(model, len(ids), args.max_new_tokens))
+    options = {**_options(args, _room(model, len(ids), args.max_new_tokens)), **answer}
     known = known_tokens(model, tokenizer)
     if known is not None:
         options["logits_processor"] = [known]

@@ -289,8 +289,7 @@ class TextGenerationPipeline(Pipeline):
         if wanted["stop_strings"] is not None and len(pieces) > 1:
             recorder = StopRecorder(self.tokenizer, wanted["stop_strings"])
             keywords.update(stop_strings=None, stopping_criteria=[recorder])
-        elif wanted["stop_strings"] is not None:
-            keywords["tokenizer"] = self.tokenizer
+        keywords.setdefault("tokenizer", self.tokenizer)
         if wanted["pad_token_id"] is None:
             keywords["pad_token_id"] = self._filler(wanted["eos_token_id"])
         if self._known is not None:
