@@ -388,3 +388,17 @@ def test_the_file_says_what_it_is(gpt2: Any, saved: Path) -> None:
         assert json.loads(about["model"]) == fingerprint(gpt2)
         assert file.get_tensor("tokens").shape == (2, 9)
     assert about["format"] == "quintet cache 1"
+
+
+@pytest.mark.parametrize("method", ["mxfp4", "int8", "int4"])
+def test_packed_weights_have_fingerprints_of_their_own(ids: torch.Tensor, tmp_path: Path, method: str) -> None:
+    family = family_of("gpt_oss")
+    torch.manual_seed(0)
+    plain = family.classes["causal-lm"](family.tiny(hidden_size=64, intermediate_size=64, head_dim=16)).eval()
+    packed = copy.deepcopy(plain)
+    packed.quantize(method)
+    out = packed.generate(ids, return_dict_in_generate=True, **GREEDY)
+    out.past_key_values.save(tmp_path / "cache")
+    assert Cache.load(tmp_path / "cache", model=packed, tokens=out.sequences).get_seq_length() == 14
+    with pytest.raises(CheckpointError, match="its weights are others|its configuration is another"):
+        Cache.load(tmp_path / "cache", model=plain)
