@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from quintet import GenerationConfig
 from quintet.chat import chat_format, collect
@@ -15,6 +18,7 @@ from quintet.chat.harmony import Harmony
 from quintet.chat.seed_oss import SeedOss
 from quintet.errors import GenerationError
 from quintet.generation import LogitsProcessor
+from quintet.generation.thinking import ThinkingRow
 from quintet.generation.thinking_formats import State, thinking_format
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -328,7 +332,7 @@ def test_no_other_processor_rules_the_end_out(thinker: Obsessed, seed_tokenizer:
 
 
 def test_rows_are_followed_when_they_are_dropped_and_taken_back(seed_tokenizer: Any) -> None:
-    from quintet.generation.thinking import ThinkingBudgetLogitsProcessor, ThinkingRow
+    from quintet.generation.thinking import ThinkingBudgetLogitsProcessor
 
     form = thinking_format(seed_tokenizer)
     assert form is not None
@@ -354,7 +358,7 @@ def test_rows_are_followed_when_they_are_dropped_and_taken_back(seed_tokenizer: 
 
 
 def test_beams_change_places_within_their_prompt(seed_tokenizer: Any) -> None:
-    from quintet.generation.thinking import ThinkingBudgetLogitsProcessor, ThinkingRow
+    from quintet.generation.thinking import ThinkingBudgetLogitsProcessor
 
     form = thinking_format(seed_tokenizer)
     assert form is not None
@@ -366,6 +370,34 @@ def test_beams_change_places_within_their_prompt(seed_tokenizer: Any) -> None:
     assert (scores[0] > -torch.inf).nonzero().tolist() == [[end]] and bool((scores[1] == 0).all())
     scores = processor(torch.tensor([[x, x, x, end]] * 2 + [[x, x, end, x]] * 2), torch.zeros(4, 300))
     assert bool((scores == 0).all())
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 700), st.integers(0, 2**32), st.sampled_from([(), ("<seed:think>",), ("<seed:think>", "yes")]))
+def test_whatever_a_model_writes_its_thoughts_are_within_the_budget(
+    seed_tokenizer: Any, budget: int, seed: int, opened: tuple[str, ...]
+) -> None:
+    form = thinking_format(seed_tokenizer)
+    assert form is not None
+    think, end = form.marks["<seed:think>"], form.marks["</seed:think>"]
+    chance = random.Random(seed)
+    # Letters mostly; marks of all kinds at all places.
+    tokens = [*[50] * chance.randint(20, 400), *range(256, len(seed_tokenizer))]
+    text = seed_tokenizer("<seed:bos>assistant\n" + "".join(opened), add_special_tokens=False)["input_ids"]
+    row, written = ThinkingRow(form, text, budget), text[len(text) - len(opened) :]
+    for _ in range(900):
+        forced = row.forced
+        written.append(chance.choice(tokens) if forced is None else forced)
+        row.advance(written[-1])
+    inside, used = False, 0
+    for token in written[written.index(think) if think in written else len(written) :]:
+        if token == end or (token == think and not inside):
+            inside = token == think
+        elif inside:
+            used += 1
+    assert used <= max(budget, 3 if "yes" in opened else 0) or budget == 0
+    if budget == 0 and not opened:
+        assert seed_tokenizer.decode(written).startswith(NO_THOUGHTS)
 
 
 # --- the option -------------------------------------------------------------------------------------------------------

@@ -223,8 +223,11 @@ class SeedThinking(ThinkingFormat):
             if left > len(note) + longest:
                 return note
             last = (*self._last_words, over, *self._line)
-            return (*last, self._end) if len(last) <= left else (over, self._end)
-        return () if left > 1 else (over, self._end)
+            if len(last) <= left:
+                return (*last, self._end)
+        elif left > 1:
+            return ()
+        return (over, self._end) if left > 0 else (self._end,)
 
     def _note(self, used: int, budget: int) -> tuple[int, ...]:
         return self.ids(f"I have used {used} tokens, and there are {budget - used} tokens remaining for use.")
