@@ -31,6 +31,7 @@ KEYS = {
     "families": ("model", "dtype"),
     "gpt_oss_20b": ("model",),
     "tokenizers": ("vocabulary", "what"),
+    "generation": ("what",),
 }
 
 
@@ -86,6 +87,17 @@ def both(field: str, title: str) -> list[Column]:
 def speed(peer: str) -> Column:
     """Return the column of one library; empty where it does not have the vocabulary."""
     return (peer, lambda r: precise(r["speed"][peer]["median"]) if peer in r["speed"] else "")
+
+
+def against(name: str) -> Column:
+    """Return the column of what quintet is compared with: its median, and how many times better quintet is."""
+
+    def cell(record: Record) -> str:
+        if name not in record["speed"]:
+            return ""
+        return f"{number(record['speed'][name]['median'])}, **{record['ratio'][name]:.2f}** times"
+
+    return ("without" if name != "transformers" else name, cell)
 
 
 def precise(value: float) -> str:
@@ -175,6 +187,13 @@ TABLES: dict[str, list[Column]] = {
         ("of it the mapped file, GB", lambda r: number(r["peak_file_gb"])),
         ("above the file, GB", lambda r: number(r["peak_above_file_gb"])),
         ("a token, s", lambda r: number(r["token_s"])),
+    ],
+    "generation": [
+        ("what", lambda r: f"{r['what']}, {r['unit']}"),
+        ("rounds", lambda r: str(r["rounds"])),
+        ("quintet", lambda r: spread(r["speed"]["quintet"])),
+        *map(against, ("transformers", "without")),
+        ("that is", lambda r: r.get("without", "")),
     ],
     "tokenizers": [
         ("vocabulary", lambda r: r["vocabulary"]),

@@ -99,6 +99,28 @@ def test_cache_and_micro() -> None:
     assert all(r["us_q10"] > 0 for r in records)
 
 
+def test_generation(work_dir: str) -> None:
+    pytest.importorskip("transformers")
+    records = run("generation.py", *TINY, "--work-dir", work_dir, "--tokens", "12", "--prompt", "5")
+    assert [r["what"].split(",")[0] for r in records] == [
+        "loop beside the model",
+        "greedy",
+        "4 beams",
+        "draws",
+        "draws with a generator",
+        "32 rows that end one by one",
+        "prompt lookup",
+    ]
+    for record in records:
+        assert set(record["speed"]) <= {*PEERS, "without"} and len(record["speed"]) > 1
+        assert set(record["ratio"]) == set(record["speed"]) - {"quintet"}
+        assert record.get("same_tokens", True)
+        assert ("without" in record) == ("without" in record["speed"])
+    assert sum("same_tokens" in record for record in records) == 5
+    text = load("report").table("generation", records)
+    assert "| 4 beams, tokens/s | 1 |" in text and "plain greedy |" in text
+
+
 def test_tokenization(data_dir: Path) -> None:
     pytest.importorskip("transformers")
     tiny = ("--vocabularies", "gpt2", "--rounds", "1", "--characters", "4000", "--threads", "1")
