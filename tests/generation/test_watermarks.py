@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import quintet
 from quintet.errors import CheckpointError, GenerationError, InputError
 from quintet.generation import (
     BayesianDetectorConfig,
@@ -37,9 +39,9 @@ class Tokenizer:
 
 @pytest.fixture(scope="module")
 def texts(model: Any) -> Any:
-    """Makes the new tokens of 12 prompts, sampled from a rather flat distribution; marked or not."""
+    """Makes the new tokens of a few prompts, sampled from a rather flat distribution; marked or not."""
 
-    def make(settings: Any, rows: int = 12, new: int = 80, seed: int = 3) -> torch.Tensor:
+    def make(settings: Any, rows: int = 8, new: int = 70, seed: int = 3) -> torch.Tensor:
         ids = torch.randint(3, VOCABULARY, (rows, 4), generator=torch.Generator().manual_seed(seed))
         out = model.generate(
             ids, do_sample=True, temperature=8.0, top_k=0, eos_token_id=None, pad_token_id=0, max_new_tokens=new,
@@ -82,8 +84,8 @@ def test_the_detector_gives_what_the_reference_gives(model: Any, texts: Any, set
         transformers.GPT2Config(vocab_size=VOCABULARY, bos_token_id=BOS), "cpu", settings.to_dict(), repeated
     )
     ours = WatermarkDetector(model.config, "cpu", settings.to_dict(), repeated)
-    for text in (texts(settings, rows=4, new=40), texts(None, rows=4, new=40)):
-        with_bos = torch.cat([torch.full((4, 1), BOS), text], dim=1)
+    for text in (texts(settings, rows=2, new=25), texts(None, rows=2, new=25)):
+        with_bos = torch.cat([torch.full((2, 1), BOS), text], dim=1)
         for one in (text, with_bos, text[:, :5].repeat(1, 4)):
             mine, other = ours(one, return_dict=True), theirs(one, return_dict=True)
             for name in FIELDS:
@@ -282,3 +284,28 @@ def test_settings_are_checked_before_the_model_runs(model: Any) -> None:
     ):
         with pytest.raises(GenerationError, match=words):
             model.generate(ids, watermarking_config=settings, max_new_tokens=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("WatermarkDetector", "__init__"),
+        ("WatermarkDetector", "__call__"),
+        ("SynthIDTextWatermarkDetector", "__init__"),
+        ("SynthIDTextWatermarkDetector", "__call__"),
+        ("BayesianDetectorConfig", "__init__"),
+        ("BayesianDetectorModel", "forward"),
+        ("WatermarkingConfig", "__init__"),
+        ("SynthIDTextWatermarkingConfig", "__init__"),
+        ("SynthIDTextWatermarkLogitsProcessor", "compute_g_values"),
+        ("SynthIDTextWatermarkLogitsProcessor", "accumulate_hash"),
+    ],
+)
+def test_arguments_are_the_references(name: str, method: str) -> None:
+    transformers = pytest.importorskip("transformers")
+
+    def arguments(library: Any) -> list[tuple[str, Any]]:
+        function = getattr(getattr(library, name), method)
+        return [(one.name, one.default) for one in inspect.signature(function).parameters.values()]
+
+    assert arguments(quintet) == arguments(transformers)
