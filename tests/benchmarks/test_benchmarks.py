@@ -78,14 +78,6 @@ def test_decode_gives_the_same_tokens(results: list[dict]) -> None:
     assert all(r["same_tokens"] for r in results if r["benchmark"] == "decode")
 
 
-def test_beams(work_dir: str) -> None:
-    pytest.importorskip("transformers")
-    tiny = (*TINY, "--work-dir", work_dir, "--cases", "1x2,2x3", "--tokens", "5", "--prompt", "4")
-    records = run("generation_beams.py", *tiny)
-    assert [(r["batch"], r["beams"]) for r in records] == [(1, 2), (2, 3)]
-    assert all(r["same_tokens"] and set(r["ms_step"]) == PEERS for r in records)
-
-
 def test_import_time() -> None:
     records = run("import_time.py", "--rounds", "0")
     assert [r["what"] for r in records] == ["import quintet", "quintet --help", "import torch", "import transformers"]
