@@ -77,7 +77,7 @@ def test_greedy_tokens_are_those_of_plain_decoding(both: tuple[Any, Any], way: d
         assert torch.equal(model.generate(ids, max_new_tokens=40, eos_token_id=None, **asked(way, draft)), plain)
 
 
-@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize("way", [WAYS[0], WAYS[4], WAYS[7]], ids=str)
 def test_left_padding_of_one_row(both: tuple[Any, Any], way: dict[str, Any]) -> None:
     model, draft = both
     ids = torch.cat([torch.full((1, 4), PAD), tokens(1, 6)], dim=1)
@@ -157,7 +157,7 @@ def test_stop_strings(make_tokenizer: Callable[[], Any]) -> None:
         assert torch.equal(out, free[:, : out.shape[1]])
 
 
-@pytest.mark.parametrize("draft_length", [1, 4, 20])
+@pytest.mark.parametrize("draft_length", [3, 20])
 @pytest.mark.parametrize("prompt", [2, 23])
 def test_windows_of_gpt_oss(prompt: int, draft_length: int) -> None:
     model = made("gpt_oss", sliding_window=4)
@@ -264,7 +264,7 @@ def test_options_of_the_draft_model_count_unless_the_call_sets_them(forwards: Ca
 # --- what comes back --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", [WAYS[0], WAYS[2], WAYS[4], WAYS[7]], ids=str)
+@pytest.mark.parametrize("way", [WAYS[2], WAYS[4]], ids=str)
 def test_scores_attentions_and_states_are_those_of_plain_decoding(both: tuple[Any, Any], way: dict[str, Any]) -> None:
     model, draft = both
     model.config._attn_implementation = "eager"  # which gives attentions
@@ -352,7 +352,7 @@ def _all(ids: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"attention_mask": torch.ones_like(ids)}
 
 
-@pytest.mark.parametrize("name", ["offloaded", "dynamic"])
+@pytest.mark.parametrize("name", ["offloaded", "static"])
 def test_kinds_of_caches(both: tuple[Any, Any], name: str) -> None:
     model, draft = both
     plain = model.generate(tokens(1, 7), max_new_tokens=30, eos_token_id=None)
@@ -372,8 +372,8 @@ def test_a_quantized_cache_can_be_cropped(gpt2: tuple[Any, Any]) -> None:
     assert cache.get_seq_length() == 36
 
 
-@pytest.mark.parametrize("way", [WAYS[0], WAYS[2], WAYS[4], WAYS[7]], ids=str)
-@pytest.mark.parametrize("stop", [1, 3, 8])
+@pytest.mark.parametrize("way", [WAYS[2], WAYS[4]], ids=str)
+@pytest.mark.parametrize("stop", [1, 4])
 def test_leaving_early_leaves_the_cache_usable(both: tuple[Any, Any], way: dict[str, Any], stop: int) -> None:
     model, draft = both
     cache = DynamicCache(config=model.config)
@@ -394,7 +394,7 @@ def test_ctrl_c_in_a_forward_pass(both: tuple[Any, Any], way: dict[str, Any]) ->
     model, draft = both
     more = asked(way, draft)
     plain = model.generate(tokens(1, 9), max_new_tokens=30, eos_token_id=None)
-    for passes in (2, 3, 5):
+    for passes in (2, 5):
         for victim in {model, draft} if "assistant_model" in way else {model}:
             cache, left = DynamicCache(config=model.config), [passes]
 
@@ -544,7 +544,7 @@ def _warp(temperature: float = 1.0, top_k: int = 0) -> Callable[[torch.Tensor], 
 def test_sampling_with_a_draft_model_has_the_models_distribution(noise: float, shape: dict[str, Any]) -> None:
     model = _peaked()
     draft = disturbed(model, noise)
-    counts = _pairs(model, 1000, assistant_model=draft, assistant_confidence_threshold=0.0, **shape)
+    counts = _pairs(model, 600, assistant_model=draft, assistant_confidence_threshold=0.0, **shape)
     assert not far_from(counts, _exact(model, **shape))
     # The test can tell: the draft model's own distribution is another one.
     if noise == 0.6:
@@ -553,7 +553,7 @@ def test_sampling_with_a_draft_model_has_the_models_distribution(noise: float, s
 
 def test_sampling_with_early_exit_has_the_models_distribution() -> None:
     model = _peaked()
-    counts = _pairs(model, 1000, assistant_early_exit=1, top_k=0, assistant_confidence_threshold=0.0)
+    counts = _pairs(model, 600, assistant_early_exit=1, top_k=0, assistant_confidence_threshold=0.0)
     assert not far_from(counts, _exact(model))
 
 
