@@ -104,7 +104,8 @@ class GenerationMixin:
             negative_prompt_attention_mask: (B, P) with 0 for padding in them.
             streamer: Gets the prompt, then every column of tokens, then the end.
             assistant_model: A draft model that guesses tokens, which are then checked several at once.
-            tokenizer: Needed for `thinking_budget`, `response_format`, `stop_strings`, and for a draft model with another tokenizer.
+            tokenizer: Needed for `thinking_budget`, `response_format`, `stop_strings`, and for a draft model with
+                another tokenizer.
             assistant_tokenizer: The draft model's tokenizer, when it is another one.
             generator: Source of randomness for sampling; None for the global one, as in the reference. With one
                 torch.Generator every prompt draws the same numbers, so that a row gives the same tokens alone and in
