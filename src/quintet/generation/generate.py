@@ -19,6 +19,7 @@ from quintet.generation.loops.column import Column
 from quintet.generation.peers import SyncedRun, find_peers
 from quintet.generation.run import Run
 from quintet.generation.sampling import Generators
+from quintet.generation.score import ScoreMixin
 from quintet.generation.state import GenerativeModel
 from quintet.generation.strategies import pick_strategy, refuse_custom
 from quintet.generation.transitions import transition_scores
@@ -64,7 +65,7 @@ def _start(
     return run if peers is None else SyncedRun(run, peers)
 
 
-class GenerationMixin:
+class GenerationMixin(ScoreMixin):
     """Adds `generate` to a model with a language-modeling head."""
 
     def _position_limit(self) -> int | None:
@@ -117,7 +118,7 @@ class GenerationMixin:
 
         Returns:
             (B * num_return_sequences, S + new) tokens, prompt included; with `return_dict_in_generate=True` a
-            GenerateDecoderOnlyOutput.
+            GenerateDecoderOnlyOutput, of beams a GenerateBeamDecoderOnlyOutput.
 
         Raises:
             GenerationError: an option is unknown, out of range, contradictory, or not carried out yet.
