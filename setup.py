@@ -33,8 +33,8 @@ COMMON = [
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 # Instructions of each source; what is not named runs on every CPU.
 LEVELS = {
-    "avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
-    "avx512.cpp": [
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "avx512": [
         *("-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16"),
         "-mprefer-vector-width=512",
     ],
@@ -64,7 +64,7 @@ class Build(build_ext):
         running = []
         for source in ext.sources:
             made = folder / (Path(source).stem + ".o")
-            flags = [*COMMON, *defines, *LEVELS.get(Path(source).name, [])]
+            flags = [*COMMON, *defines, *LEVELS.get(Path(source).stem.removeprefix("inner_"), [])]
             running.append((made, subprocess.Popen([*cxx, *flags, "-c", source, "-o", str(made)])))
         codes = [process.wait() for _, process in running]
         if any(codes):
@@ -100,7 +100,8 @@ def extensions() -> list[Extension]:
     if compiler() is None:
         print("warning: no C++ compiler: quintet is installed without native kernels", file=sys.stderr)
         return []
-    names = ["library.cpp", "portable.cpp", *(LEVELS if X86 else ())]
+    levels = ["portable", *(LEVELS if X86 else ())]
+    names = ["library.cpp", "blocks.cpp", *(f"{prefix}{level}.cpp" for level in levels for prefix in ("", "inner_"))]
     headers = [str(path) for path in sorted(SOURCES.glob("*.h"))]
     sources = [str(SOURCES / name) for name in names]
     return [Extension("quintet.kernels._cpu", sources, depends=headers, optional=True)]

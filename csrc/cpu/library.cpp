@@ -11,6 +11,7 @@
 #include <cstring>
 
 #include "kernels.h"
+#include "threads.h"
 
 #if defined(__linux__)
 #include <link.h>
@@ -51,8 +52,6 @@ void find_threads() {
     pthread_atfork(nullptr, nullptr, [] { forked.store(true); });
 }
 
-using Work = void (*)(const void*, int64_t, int64_t);
-
 struct Job {
     Work work;
     const void* arguments;
@@ -74,11 +73,13 @@ void run_job(void* data) {
 constexpr int64_t LARGEST = 262144, SMALLEST = 32768;  // bytes of a weight; measured
 constexpr int64_t WORTH = 131072;                      // below it, waking threads costs more than they save
 
-void share(Work work, const void* arguments, int64_t total, int64_t bytes_each, int64_t threads) {
+}  // namespace
+
+void share(Work work, const void* arguments, int64_t total, int64_t bytes_each, int64_t threads, int64_t step) {
     int64_t piece = total * bytes_each / (8 * (threads > 1 ? threads : 1));
     piece = piece < SMALLEST ? SMALLEST : piece > LARGEST ? LARGEST : piece;
-    int64_t chunk = piece / (bytes_each > 0 ? bytes_each : 1) / 4 * 4;
-    if (chunk < 4) chunk = 4;
+    int64_t chunk = piece / (bytes_each > 0 ? bytes_each : 1) / step * step;
+    if (chunk < step) chunk = step;
     if (threads <= 1 || !parallel || forked.load(std::memory_order_relaxed) || total * bytes_each < WORTH) {
         if (total > 0) work(arguments, 0, total);
         return;
@@ -87,6 +88,10 @@ void share(Work work, const void* arguments, int64_t total, int64_t bytes_each, 
     Job job{work, arguments, total, chunk, {0}};
     parallel(run_job, &job, unsigned(threads < pieces ? threads : pieces), 0);
 }
+
+const Level* chosen_level() { return level; }
+
+namespace {
 
 // Memory for what x is prepared as: kept for the next call of the same thread.
 struct Scratch {

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Family", "KeyRules"]
+__all__ = ["BlockMap", "Family", "KeyRules"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,40 @@ class KeyRules:
     drop: tuple[str, ...] = ()
     rename: tuple[tuple[str, str], ...] = ()
     keep_float32: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class BlockMap:
+    """How the blocks of a family are built, for code that computes a whole block at once. Paths are those in a block.
+
+    Args:
+        order: "pre" norms what a part reads, "post" what comes out of the addition, "parallel" lets both parts read the
+            input.
+        norms: The two norms.
+        attention: The module with `head_dim`, and `scale` and `sinks` where it has them.
+        projections: The linear layers of queries, keys and values: three, or one for all.
+        layout: Of what they give: "separate"; of one layer "in turn", or "by head".
+        out: The linear layer behind the attention.
+        up, down: Linear layers of the feed-forward part.
+        gate: That of a gated one, whose activation is multiplied with `up`.
+        activation: Its activation, a function of `layers.activations`.
+        experts, router: In place of these, experts and their router.
+        parallel: Attribute of the block that says whether it is parallel; otherwise it is "pre".
+    """
+
+    order: str
+    norms: tuple[str, str]
+    attention: str
+    projections: tuple[str, ...]
+    layout: str
+    out: str
+    up: str = ""
+    down: str = ""
+    gate: str = ""
+    activation: str = ""
+    experts: str = ""
+    router: str = ""
+    parallel: str | None = None
 
 
 @dataclass(frozen=True)

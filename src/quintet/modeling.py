@@ -13,6 +13,8 @@ from quintet.checkpoint.options import parse_dtype
 from quintet.config import PreTrainedConfig
 from quintet.embeddings import Embeddings
 from quintet.errors import ConfigError, InputError
+from quintet.family import BlockMap
+from quintet.fused.blocks import fuse_blocks
 from quintet.fused.cpu_experts import use_cpu_twins
 from quintet.generation import GenerationConfig
 from quintet.layers.attention import check_backend
@@ -42,6 +44,8 @@ class PreTrainedModel(Embeddings, Quantized):
 
     main_input_name: ClassVar[str] = "input_ids"
     supports_gradient_checkpointing: ClassVar[bool] = True
+    block_map: ClassVar[BlockMap | None] = None
+    _no_split_modules: ClassVar[list[str]] = []
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
@@ -197,7 +201,9 @@ class PreTrainedModel(Embeddings, Quantized):
         Returns:
             What was replaced.
         """
-        return use_cpu_twins(self)
+        report = use_cpu_twins(self)
+        blocks = fuse_blocks(self, self.block_map, tuple(self._no_split_modules))
+        return SwapReport(report.replaced + blocks.replaced, report.kept + blocks.kept)
 
     # -- training helpers --------------------------------------------------------------------------------------
 

@@ -55,16 +55,35 @@ class DynamicLayer(CacheLayer):
             self._values = torch.cat([self._values[:, :, : self.length], values], dim=2)
             self.length, self._own = self._keys.shape[2], False
             return self._keys, self._values
-        start, end = self.length, self.length + keys.shape[2]
+        own_keys, own_values, start, _ = self.slots(keys.shape[2])
+        end = self.length
+        own_keys[:, :, start:end] = keys
+        own_values[:, :, start:end] = values
+        return own_keys[:, :, :end], own_values[:, :, :end]
+
+    def takes(self, rows: int, new: int, dtype: torch.dtype) -> bool:
+        """Whether `slots(new)` can give places for tokens of so many rows and that type, on a CPU."""
+        keys = self._keys
+        if keys is None or self._values is None or keys.device.type != "cpu" or self._values.dtype != dtype:
+            return False
+        return keys.shape[0] == rows and keys.dtype == dtype and keys.stride(3) == 1 and self._values.stride(3) == 1
+
+    def slots(self, new: int) -> tuple[torch.Tensor, torch.Tensor, int, int]:
+        """Make room for `new` tokens, which the caller writes and which count as stored from now on; after `takes`.
+
+        Returns:
+            The slabs (B, H, capacity, D), the place of the first new token in them, and the token that stands at place
+            0, counted from the first of all.
+        """
+        assert self._keys is not None and self._values is not None, "takes() was asked"
+        start, end = self.length, self.length + new
         if end > self._keys.shape[2] or not self._own or _locked(self._keys):
             capacity = end + max(MIN_GROWTH, end // 2)
             self._keys = _moved(self._keys, 0, start, capacity)
             self._values = _moved(self._values, 0, start, capacity)
             self._own = True
-        self._keys[:, :, start:end] = keys
-        self._values[:, :, start:end] = values
         self.length = end
-        return self._keys[:, :, :end], self._values[:, :, :end]
+        return self._keys, self._values, start, 0
 
     def map_rows(self, rows: torch.Tensor | int) -> None:
         """Select rows by an index tensor, or repeat each row an int number of times."""
@@ -193,12 +212,24 @@ class DynamicSlidingLayer(DynamicLayer):
             self._before = None if differentiated else before
             self.length += new
             return all_keys, all_values
+        own_keys, own_values, begin, _ = self.slots(new)
+        end = self._end
+        own_keys[:, :, begin:end] = keys
+        own_values[:, :, begin:end] = values
+        return own_keys[:, :, begin - old : end], own_values[:, :, begin - old : end]
+
+    def takes(self, rows: int, new: int, dtype: torch.dtype) -> bool:
+        """See DynamicLayer.takes."""
+        return super().takes(rows, new, dtype) and self._end - self._first + new <= 2 * self.window
+
+    def slots(self, new: int) -> tuple[torch.Tensor, torch.Tensor, int, int]:
+        """See DynamicLayer.slots."""
+        first, old = self._first, self._end - self._first
         self._make_room(first, old, new)
-        begin, end = self._end, self._end + new
-        self._keys[:, :, begin:end] = keys
-        self._values[:, :, begin:end] = values
-        self._end, self.length, self._before = end, self.length + new, None
-        return self._keys[:, :, begin - old : end], self._values[:, :, begin - old : end]
+        assert self._keys is not None and self._values is not None, "takes() was asked"
+        start, slot = self._end, self.length - self._end
+        self._end, self.length, self._before = self._end + new, self.length + new, None
+        return self._keys, self._values, start, slot
 
     def _keep_newest(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Copy the newest tokens into slabs of twice the window: the window's, and half as many so that crop works."""

@@ -32,6 +32,7 @@ _SIGNATURES = {
     "quintet_mxfp4_matvec": [_int, *[_size] * 3, *[_pointer] * 3, _size, _pointer, _pointer, _size],
     "quintet_integers": [*[_int] * 3, *[_size] * 4, *[_pointer] * 4, _size, _pointer, _pointer, _size],
     "quintet_mxfp4_experts": [_int, *[_size] * 4, *[_pointer] * 10, _float, _float, _size],
+    "quintet_blocks": [_pointer, _size, _pointer],
 }
 
 

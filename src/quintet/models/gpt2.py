@@ -18,7 +18,7 @@ from torch import nn
 from quintet.cache import DynamicCache, EncoderDecoderCache
 from quintet.config import PreTrainedConfig, check_heads
 from quintet.errors import ConfigError, InputError
-from quintet.family import Family, KeyRules
+from quintet.family import BlockMap, Family, KeyRules
 from quintet.generation import GenerationMixin
 from quintet.heads import (
     SequenceSummary,
@@ -298,6 +298,17 @@ class GPT2PreTrainedModel(PreTrainedModel):
     # The mask buffers that releases before 2021 stored.
     key_rules = KeyRules(drop=(r"(^|\.)(cross)?attn\.(bias|masked_bias)$", r"crossattention\.(bias|masked_bias)$"))
     _no_split_modules = ["GPT2Block"]
+    block_map = BlockMap(
+        order="pre",
+        norms=("ln_1", "ln_2"),
+        attention="attn",
+        projections=("attn.c_attn",),
+        layout="in turn",
+        out="attn.c_proj",
+        up="mlp.c_fc",
+        down="mlp.c_proj",
+        activation="mlp.act",
+    )
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

@@ -15,7 +15,7 @@ from torch import nn
 
 from quintet.config import PreTrainedConfig
 from quintet.errors import ConfigError
-from quintet.family import Family, KeyRules
+from quintet.family import BlockMap, Family, KeyRules
 from quintet.generation import GenerationMixin
 from quintet.heads import (
     keep_logits,
@@ -243,6 +243,18 @@ class GPTNeoXPreTrainedModel(PreTrainedModel):
         rename=((r"^lm_head\.", "embed_out."),),  # the head's name in the memory of newer releases
     )
     _no_split_modules = ["GPTNeoXLayer"]
+    block_map = BlockMap(
+        order="parallel",
+        norms=("input_layernorm", "post_attention_layernorm"),
+        attention="attention",
+        projections=("attention.query_key_value",),
+        layout="by head",
+        out="attention.dense",
+        up="mlp.dense_h_to_4h",
+        down="mlp.dense_4h_to_h",
+        activation="mlp.act",
+        parallel="use_parallel_residual",
+    )
 
     def _position_limit(self) -> int | None:
         return None  # rotary positions have no end

@@ -16,7 +16,7 @@ from torch import nn
 
 from quintet.config import PreTrainedConfig, check_shapes
 from quintet.errors import ConfigError, suggest
-from quintet.family import Family, KeyRules
+from quintet.family import BlockMap, Family, KeyRules
 from quintet.generation import GenerationMixin
 from quintet.heads import GenericForSequenceClassification, GenericForTokenClassification, keep_logits
 from quintet.layers.activations import ACTIVATIONS
@@ -294,6 +294,16 @@ class GptOssPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     key_rules = KeyRules(drop=(r"rotary_emb\.inv_freq$",))
     _no_split_modules = ["GptOssBlock"]
+    block_map = BlockMap(
+        order="pre",
+        norms=("input_layernorm", "post_attention_layernorm"),
+        attention="self_attn",
+        projections=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        layout="separate",
+        out="self_attn.o_proj",
+        experts="mlp.experts",
+        router="mlp.router",
+    )
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from quintet.config import PreTrainedConfig, check_heads
-from quintet.family import Family, KeyRules
+from quintet.family import BlockMap, Family, KeyRules
 from quintet.generation import GenerationMixin
 from quintet.heads import SequenceSummary, keep_logits, last_token_logits
 from quintet.layers.activations import get_activation
@@ -232,6 +232,17 @@ class OpenAIGPTPreTrainedModel(PreTrainedModel):
     # Buffers of older releases: the causal mask of each block, the numbers of the positions.
     key_rules = KeyRules(drop=(r"(^|\.)attn\.bias$", r"(^|\.)position_ids$"))
     _no_split_modules = ["OpenAIGPTBlock"]
+    block_map = BlockMap(
+        order="post",
+        norms=("ln_1", "ln_2"),
+        attention="attn",
+        projections=("attn.c_attn",),
+        layout="in turn",
+        out="attn.c_proj",
+        up="mlp.c_fc",
+        down="mlp.c_proj",
+        activation="mlp.act",
+    )
 
 
 class OpenAIGPTModel(OpenAIGPTPreTrainedModel):

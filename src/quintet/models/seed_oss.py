@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from quintet.config import PreTrainedConfig, check_shapes
-from quintet.family import Family, KeyRules
+from quintet.family import BlockMap, Family, KeyRules
 from quintet.generation import GenerationMixin
 from quintet.heads import (
     GenericForQuestionAnswering,
@@ -238,6 +238,18 @@ class SeedOssPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     key_rules = KeyRules(drop=(r"rotary_emb\.inv_freq$",))
     _no_split_modules = ["SeedOssBlock"]
+    block_map = BlockMap(
+        order="pre",
+        norms=("input_layernorm", "post_attention_layernorm"),
+        attention="self_attn",
+        projections=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        layout="separate",
+        out="self_attn.o_proj",
+        up="mlp.up_proj",
+        down="mlp.down_proj",
+        gate="mlp.gate_proj",
+        activation="mlp.act",
+    )
 
     def _position_limit(self) -> int | None:
         return None  # rotary positions have no end

@@ -1,0 +1,286 @@
+// A decoding step through the blocks of a model in one call: what lies between the products costs no dispatch.
+//
+// The residual stays in float32; everything that a product reads or writes is of the model's type, as in the modules.
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+#include "blocks.h"
+#include "threads.h"
+
+extern "C" {
+int quintet_matvec(int type, int64_t rows, int64_t inputs, int64_t outputs, const void* weight, int64_t weight_stride,
+                   const void* x, int64_t x_stride, const void* bias, void* out, int64_t threads);
+int quintet_integers(int bits, int type, int scale_type, int64_t rows, int64_t inputs, int64_t outputs, int64_t group,
+                     const uint8_t* weight, const void* scales, const uint8_t* zeros, const void* x, int64_t x_stride,
+                     const void* bias, void* out, int64_t threads);
+int quintet_mxfp4_experts(int type, int64_t experts, int64_t chosen, int64_t hidden, int64_t inner,
+                          const uint8_t* gate_up_blocks, const uint8_t* gate_up_scales, const void* gate_up_bias,
+                          const uint8_t* down_blocks, const uint8_t* down_scales, const void* down_bias,
+                          const int64_t* indices, const float* weights, const void* x, void* out, float alpha,
+                          float limit, int64_t threads);
+}
+
+namespace quintet {
+namespace {
+
+const Inner* inner_of(const char* name) {
+#if defined(QUINTET_X86)
+    if (!std::strcmp(name, "avx512")) return &avx512_inner;
+    if (!std::strcmp(name, "avx2")) return &avx2_inner;
+#endif
+    return &portable_inner;
+}
+
+// Memory of one call, kept for the next one of the same thread.
+struct Arena {
+    char* memory = nullptr;
+    size_t size = 0, used = 0;
+    ~Arena() { std::free(memory); }
+    bool reset(size_t wanted) {
+        used = 0;
+        if (wanted <= size) return true;
+        std::free(memory);
+        size = (wanted + 4095) / 4096 * 4096;
+        memory = static_cast<char*>(std::aligned_alloc(64, size));
+        if (!memory) size = 0;
+        return memory != nullptr;
+    }
+    void* take(size_t bytes) {
+        void* made = memory + used;
+        used += (bytes + 63) / 64 * 64;
+        return made;
+    }
+};
+thread_local Arena arena;
+
+struct Columns { const Inner* inner; const Linear* weight; int64_t rows; const float* x; float* out; };
+
+struct Run {
+    const Inner& inner;
+    const StepCall& step;
+    int64_t rows, bytes;  // R, bytes of a number
+
+    char* at(void* base, int64_t index) const { return static_cast<char*>(base) + index * bytes; }
+    const char* at(const void* base, int64_t index) const { return static_cast<const char*>(base) + index * bytes; }
+
+    int linear(const Linear& m, const void* x, void* out) const {
+        const int type = step.type;
+        if (m.kind == 3) {
+            const Columns c{&inner, &m, rows, static_cast<const float*>(x), static_cast<float*>(out)};
+            share([](const void* data, int64_t begin, int64_t end) {
+                      const Columns& c = *static_cast<const Columns*>(data);
+                      c.inner->columns(*c.weight, c.rows, c.x, c.out, begin, end);
+                  }, &c, m.outputs, 4 * m.inputs, step.threads, 64);
+            return 0;
+        }
+        if (m.kind < 4)
+            return quintet_matvec(type, rows, m.inputs, m.outputs, m.weight, m.stride, x, m.inputs, m.bias, out, step.threads);
+        return quintet_integers(m.kind, type, m.scale_type, rows, m.inputs, m.outputs, m.group,
+                                static_cast<const uint8_t*>(m.weight), m.scales, static_cast<const uint8_t*>(m.zeros), x,
+                                m.inputs, m.bias, out, step.threads);
+    }
+};
+
+// Where the query, key or value of a head begins in a row of what the products gave.
+struct Heads {
+    const void* base;
+    int64_t row, head;  // numbers from a row, from a head to the next
+};
+
+void attention_input(const Run& run, const Block& m, const Heads& q, const Heads& k, const Heads& v, float* queries) {
+    const StepCall& step = run.step;
+    const int64_t rope_bytes = step.rope_type == FP32 ? 4 : 2;
+    std::vector<float> one(static_cast<size_t>(m.head));
+    for (int64_t r = 0; r < run.rows; ++r) {
+        const int64_t text = r / step.tokens, token = r % step.tokens, place = m.place + token;
+        const int64_t angle = ((step.rope_texts > 1 ? text : 0) * step.tokens + token) * step.rope_size * rope_bytes;
+        const void* cosines = step.cosines ? static_cast<const char*>(step.cosines) + angle : nullptr;
+        const void* sines = step.sines ? static_cast<const char*>(step.sines) + angle : nullptr;
+        for (int64_t h = 0; h < m.heads; ++h) {
+            float* to = queries + (r * m.heads + h) * m.head;
+            run.inner.widen(step.type, run.at(q.base, r * q.row + h * q.head), to, m.head);
+            if (!cosines) continue;
+            run.inner.rotate(step.rope_type, cosines, sines, step.rope_size, to);
+            run.inner.narrow(step.type, to, one.data(), m.head);  // rounded as the module rounds
+            std::vector<float>& rounded = one;
+            run.inner.widen(step.type, rounded.data(), to, m.head);
+        }
+        for (int64_t g = 0; g < m.groups; ++g) {
+            char* key = run.at(m.keys, text * m.key_strides[0] + g * m.key_strides[1] + place * m.key_strides[2]);
+            char* value = run.at(m.values, text * m.value_strides[0] + g * m.value_strides[1] + place * m.value_strides[2]);
+            const char* from = run.at(k.base, r * k.row + g * k.head);
+            if (cosines) {
+                run.inner.widen(step.type, from, one.data(), m.head);
+                run.inner.rotate(step.rope_type, cosines, sines, step.rope_size, one.data());
+                run.inner.narrow(step.type, one.data(), key, m.head);
+            } else {
+                std::memcpy(key, from, size_t(m.head * run.bytes));
+            }
+            std::memcpy(value, run.at(v.base, r * v.row + g * v.head), size_t(m.head * run.bytes));
+        }
+    }
+}
+
+struct Buffers {
+    float *residual, *queries;
+    void *normed, *projected, *attended, *added, *wide, *gated, *logits;
+};
+
+int attention(const Run& run, const Block& m, const void* x, const Buffers& b) {
+    const int64_t size = m.heads * m.head, keys = m.groups * m.head;
+    char *q = static_cast<char*>(b.projected), *k = q, *v = q;
+    Heads query, key, value;
+    int code = run.linear(m.q, x, q);
+    if (m.layout == SEPARATE) {
+        k = q + (run.rows * size * run.bytes + 63) / 64 * 64;
+        v = k + (run.rows * keys * run.bytes + 63) / 64 * 64;
+        if (!code) code = run.linear(m.k, x, k);
+        if (!code) code = run.linear(m.v, x, v);
+        query = {q, size, m.head}, key = {k, keys, m.head}, value = {v, keys, m.head};
+    } else if (m.layout == IN_TURN) {
+        const int64_t row = size + 2 * keys;
+        query = {q, row, m.head}, key = {run.at(q, size), row, m.head}, value = {run.at(q, size + keys), row, m.head};
+    } else {
+        query = {q, 3 * size, 3 * m.head}, key = {run.at(q, m.head), 3 * size, 3 * m.head};
+        value = {run.at(q, 2 * m.head), 3 * size, 3 * m.head};
+    }
+    if (code) return code;
+    attention_input(run, m, query, key, value, b.queries);
+    Attend a{run.step.type, &m, run.step.tokens, b.queries, b.attended};
+    const int64_t seen = m.window ? std::min(m.window, m.place + run.step.tokens) : m.place + run.step.tokens;
+    struct Shared { const Inner* inner; const Attend* attend; } shared{&run.inner, &a};
+    share([](const void* s, int64_t begin, int64_t end) {
+              static_cast<const Shared*>(s)->inner->attend(*static_cast<const Shared*>(s)->attend, begin, end);
+          }, &shared, run.rows * m.groups, 4 * seen * m.head * run.bytes * (m.heads / m.groups), run.step.threads, 1);
+    return run.linear(m.out, b.attended, b.added);
+}
+
+int routed(const Run& run, const Block& m, const void* x, const Buffers& b) {
+    int code = run.linear(m.router, x, b.logits);
+    std::vector<float> logits(static_cast<size_t>(m.experts));
+    std::vector<int64_t> order(static_cast<size_t>(m.experts));
+    for (int64_t r = 0; !code && r < run.rows; ++r) {
+        run.inner.widen(run.step.type, run.at(b.logits, r * m.experts), logits.data(), m.experts);
+        for (int64_t e = 0; e < m.experts; ++e) order[size_t(e)] = e;
+        std::partial_sort(order.begin(), order.begin() + m.chosen, order.end(), [&](int64_t one, int64_t other) {
+            const float x1 = logits[size_t(one)], x2 = logits[size_t(other)];
+            return x1 > x2 || (x1 == x2 && one < other);
+        });
+        std::vector<float> weights;
+        for (int64_t c = 0; c < m.chosen; ++c) weights.push_back(logits[size_t(order[size_t(c)])]);
+        run.inner.softmax(weights.data(), m.chosen);
+        // rounded as the module rounds; and summed in the order of the experts, as it sums
+        std::vector<std::pair<int64_t, float>> chosen;
+        for (int64_t c = 0; c < m.chosen; ++c) {
+            float rounded;
+            run.inner.narrow(run.step.type, &weights[size_t(c)], b.gated, 1);
+            run.inner.widen(run.step.type, b.gated, &rounded, 1);
+            chosen.emplace_back(order[size_t(c)], rounded);
+        }
+        std::sort(chosen.begin(), chosen.end());
+        std::vector<int64_t> indices;
+        weights.clear();
+        for (const auto& [index, weight] : chosen) indices.push_back(index), weights.push_back(weight);
+        code = quintet_mxfp4_experts(run.step.type, m.experts, m.chosen, run.step.width, m.inner, m.gate_up_blocks,
+                                     m.gate_up_scales, m.gate_up_bias, m.down_blocks, m.down_scales, m.down_bias,
+                                     indices.data(), weights.data(), run.at(x, r * run.step.width),
+                                     run.at(b.added, r * run.step.width), m.alpha, m.limit, run.step.threads);
+    }
+    return code;
+}
+
+struct Activating { const Inner* inner; const Block* block; int type; const void *gate, *up; void* out; int64_t bytes; };
+
+int feed_forward(const Run& run, const Block& m, const void* x, const Buffers& b) {
+    if (m.experts) return routed(run, m, x, b);
+    int code = run.linear(m.up, x, b.wide);
+    if (!code && m.gated) code = run.linear(m.gate, x, b.gated);
+    if (code) return code;
+    Activating a{&run.inner, &m, run.step.type, m.gated ? b.gated : b.wide, m.gated ? b.wide : nullptr,
+                 m.gated ? b.gated : b.wide, run.bytes};
+    share([](const void* data, int64_t begin, int64_t end) {
+              const Activating& a = *static_cast<const Activating*>(data);
+              const char* gate = static_cast<const char*>(a.gate) + begin * a.bytes;
+              const char* up = a.up ? static_cast<const char*>(a.up) + begin * a.bytes : nullptr;
+              a.inner->activate(a.block->activation, a.type, gate, up, static_cast<char*>(a.out) + begin * a.bytes, end - begin);
+          }, &a, run.rows * m.up.outputs, 16, run.step.threads);
+    return run.linear(m.down, a.out, b.added);
+}
+
+int block(const Run& run, const Block& m, const Buffers& b) {
+    const int64_t width = run.step.width, count = run.rows * width;
+    const int type = run.step.type;
+    if (m.order == POST) run.inner.narrow(type, b.residual, b.normed, count);
+    else run.inner.norm(m.norm1, b.residual, run.rows, width, type, b.normed);
+    int code = attention(run, m, b.normed, b);
+    if (code) return code;
+    if (m.order == PARALLEL) {
+        run.inner.norm(m.norm2, b.residual, run.rows, width, type, b.normed);
+        run.inner.add(type, b.added, b.residual, count);
+    } else {
+        run.inner.add(type, b.added, b.residual, count);
+        if (m.order == POST) {
+            run.inner.norm_wide(m.norm1, b.residual, run.rows, width);
+            run.inner.narrow(type, b.residual, b.normed, count);
+        } else {
+            run.inner.norm(m.norm2, b.residual, run.rows, width, type, b.normed);
+        }
+    }
+    code = feed_forward(run, m, b.normed, b);
+    if (code) return code;
+    run.inner.add(type, b.added, b.residual, count);
+    if (m.order == POST) run.inner.norm_wide(m.norm2, b.residual, run.rows, width);
+    return 0;
+}
+
+}  // namespace
+}  // namespace quintet
+
+using namespace quintet;
+
+extern "C" {
+
+// Sizes, so that the mirrors in Python can be compared with what was compiled.
+int64_t quintet_block_bytes() { return sizeof(Block); }
+int64_t quintet_step_bytes() { return sizeof(StepCall); }
+
+int quintet_blocks(const Block* blocks, int64_t count, const StepCall* call) {
+    const StepCall& step = *call;
+    const int64_t rows = step.texts * step.tokens;
+    if (!chosen_level() || step.type < FP32 || step.type > FP16 || rows < 1 || rows > MOST_ROWS || step.width < 1) return 1;
+    const int64_t bytes = step.type == FP32 ? 4 : 2;
+    int64_t projected = 0, heads = 0, inner = 1, experts = 1;
+    for (int64_t i = 0; i < count; ++i) {
+        const Block& m = blocks[i];
+        if (m.heads < 1 || m.groups < 1 || m.heads % m.groups || m.head < 1 || m.place < 0) return 1;
+        projected = std::max(projected, (m.heads + 2 * m.groups) * m.head);
+        heads = std::max(heads, m.heads * m.head);
+        if (m.experts) experts = std::max<int64_t>(experts, m.experts);
+        else inner = std::max(inner, m.up.outputs);
+    }
+    const size_t wide = size_t(rows) * size_t(bytes), room = 64;
+    if (!arena.reset(size_t(rows * step.width) * 4 + size_t(rows * heads) * 4 + wide * size_t(2 * step.width + projected + heads +
+                     2 * inner + experts) + 16 * room)) return 2;
+    Buffers b;
+    b.residual = static_cast<float*>(arena.take(size_t(rows * step.width) * 4));
+    b.queries = static_cast<float*>(arena.take(size_t(rows * heads) * 4));
+    b.normed = arena.take(wide * size_t(step.width));
+    b.added = arena.take(wide * size_t(step.width));
+    b.projected = arena.take(wide * size_t(projected) + 2 * room);
+    b.attended = arena.take(wide * size_t(heads));
+    b.wide = arena.take(wide * size_t(inner));
+    b.gated = arena.take(wide * size_t(inner));
+    b.logits = arena.take(wide * size_t(experts));
+    Run run{*inner_of(chosen_level()->name), step, rows, bytes};
+    run.inner.widen(step.type, step.x, b.residual, rows * step.width);
+    for (int64_t i = 0; i < count; ++i) {
+        const int code = block(run, blocks[i], b);
+        if (code) return code;
+    }
+    run.inner.narrow(step.type, b.residual, step.out, rows * step.width);
+    return 0;
+}
+
+}  // extern "C"

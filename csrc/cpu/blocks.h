@@ -1,0 +1,109 @@
+// A decoding step through the blocks of a model: what Python fills in, and the parts that each level of instructions
+// compiles for itself.
+//
+// Letters: rows R = B * T, B texts with T new tokens each; H query heads, G key/value heads, D numbers in a head; E width.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels.h"
+
+namespace quintet {
+
+// The structures below are mirrored field by field in fused/blocks.py.
+
+struct Linear {
+    int32_t kind;        // 0 to 2: numbers of that Type; 3: float32 stored (inputs, outputs); 8 or 4: whole numbers of so many bits
+    int32_t scale_type;  // Type of the scales
+    int64_t inputs, outputs;
+    int64_t stride;      // of plain weights: numbers from a row (of `kind` 3: an input) to the next
+    int64_t group;       // inputs that share a scale
+    const void* weight;
+    const void* scales;
+    const void* zeros;
+    const void* bias;    // of the type of the step, or null
+};
+
+struct Norm {
+    int32_t kind;  // 0: layer norm; 1: RMS norm
+    int32_t type;  // of weight and bias
+    const void* weight;
+    const void* bias;  // or null
+    double eps;
+};
+
+enum Order : int32_t { PRE = 0, POST = 1, PARALLEL = 2 };
+enum Layout : int32_t { SEPARATE = 0, IN_TURN = 1, BY_HEAD = 2 };
+enum Activation : int32_t { RELU = 0, SILU = 1, GELU = 2, GELU_TANH = 3 };
+
+struct Block {
+    int32_t order, layout, activation, gated;
+    int64_t heads, groups, head;  // H, G, D
+    int64_t window;               // keys that a query sees, its own included; 0 for all
+    double scale;
+    Norm norm1, norm2;
+    Linear q, k, v, out;  // in the layouts of one matrix `q` is all three
+    Linear gate, up, down;
+    const void* sinks;  // (H,) of `sinks_type`, or null
+    int32_t sinks_type;
+    // Experts in MXFP4, with `router`, in the place of gate, up and down; 0 for none.
+    int32_t experts, chosen;
+    float alpha, limit;
+    int64_t inner;
+    Linear router;
+    const uint8_t *gate_up_blocks, *gate_up_scales;
+    const void* gate_up_bias;
+    const uint8_t *down_blocks, *down_scales;
+    const void* down_bias;
+    // Of this step: stores (B, G, places, D) of the step's type, with strides of texts, heads and places.
+    void *keys, *values;
+    int64_t key_strides[3], value_strides[3];
+    int64_t place;           // where the first new token goes
+    const uint8_t* padding;  // (B, padding_length), 1 for real tokens, by slot; or null
+    int64_t padding_stride, padding_length;
+    int64_t slot;            // of place 0 of the stores
+};
+
+struct StepCall {
+    int32_t type;             // of x, out, plain weights, stores
+    int32_t rope_type;
+    int64_t texts, tokens, width;  // B, T, E
+    const void* x;            // (R, E)
+    void* out;                // (R, E)
+    const void *cosines, *sines;  // (B or 1, T, rope_size), or null
+    int64_t rope_size, rope_texts;
+    int64_t threads;
+};
+
+// Queries in float32, (R, H, D), over the stores; `out` (R, H * D) of the step's type. By ranges of R * G.
+struct Attend {
+    int type;
+    const Block* block;
+    int64_t tokens;
+    const float* queries;
+    void* out;
+};
+
+struct Inner {
+    const char* name;
+    void (*norm)(const Norm&, const float* x, int64_t rows, int64_t size, int type, void* out);
+    // in place of x, float32
+    void (*norm_wide)(const Norm&, float* x, int64_t rows, int64_t size);
+    void (*widen)(int type, const void* from, float* to, int64_t count);
+    void (*narrow)(int type, const float* from, void* to, int64_t count);
+    void (*add)(int type, const void* from, float* to, int64_t count);
+    // x (D,) rotated in its first `size` numbers
+    void (*rotate)(int type, const void* cosines, const void* sines, int64_t size, float* x);
+    void (*attend)(const Attend&, int64_t begin, int64_t end);
+    // out = f(gate) * up, or f(gate) where up is null
+    void (*activate)(int activation, int type, const void* gate, const void* up, void* out, int64_t count);
+    void (*softmax)(float* x, int64_t count);
+    // a product with a weight of `kind` 3, by ranges of outputs
+    void (*columns)(const Linear&, int64_t rows, const float* x, float* out, int64_t begin, int64_t end);
+};
+
+extern const Inner portable_inner;
+extern const Inner avx2_inner;
+extern const Inner avx512_inner;
+
+}  // namespace quintet

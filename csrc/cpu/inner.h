@@ -1,0 +1,348 @@
+// The parts of a block between its products, in loops over 16 numbers that compilers turn into vectors. Each level
+// includes this file and is compiled with its own instructions; sums go over 16 lanes in rising order and are added up
+// in one way, so that a row's result depends on nothing but the row.
+//
+// Everything is in an unnamed namespace: the linker must not take one level's code for another's.
+#pragma once
+
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+
+#include "blocks.h"
+
+namespace quintet {
+namespace {
+
+constexpr int64_t LANES = 16;
+
+inline float from_bf16(uint16_t bits) {
+    const uint32_t wide = uint32_t(bits) << 16;
+    float value;
+    std::memcpy(&value, &wide, 4);
+    return value;
+}
+
+inline uint16_t to_bf16(float value) {  // to nearest, ties to even; NaN stays one
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    const uint16_t rounded = uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+    return (bits & 0x7fffffffu) > 0x7f800000u ? uint16_t((bits >> 16) | 0x40) : rounded;
+}
+
+void widen_all(int type, const void* from, float* to, int64_t count) {
+    if (type == FP32) {
+        std::memcpy(to, from, size_t(count) * 4);
+    } else if (type == BF16) {
+        const auto* bits = static_cast<const uint16_t*>(from);
+        for (int64_t i = 0; i < count; ++i) to[i] = from_bf16(bits[i]);
+    } else {
+        widen_fp16(static_cast<const uint16_t*>(from), to, count);
+    }
+}
+
+void narrow_all(int type, const float* from, void* to, int64_t count) {
+    if (type == FP32) {
+        std::memcpy(to, from, size_t(count) * 4);
+    } else if (type == BF16) {
+        auto* bits = static_cast<uint16_t*>(to);
+        for (int64_t i = 0; i < count; ++i) bits[i] = to_bf16(from[i]);
+    } else {
+        narrow_fp16(from, static_cast<uint16_t*>(to), count);
+    }
+}
+
+inline float number(int type, const void* from, int64_t index) {
+    if (type == FP32) return static_cast<const float*>(from)[index];
+    const uint16_t bits = static_cast<const uint16_t*>(from)[index];
+    return type == BF16 ? from_bf16(bits) : from_fp16(bits);
+}
+
+void add_all(int type, const void* from, float* to, int64_t count) {
+    if (type == FP32) {
+        const auto* other = static_cast<const float*>(from);
+        for (int64_t i = 0; i < count; ++i) to[i] += other[i];
+    } else if (type == BF16) {
+        const auto* bits = static_cast<const uint16_t*>(from);
+        for (int64_t i = 0; i < count; ++i) to[i] += from_bf16(bits[i]);
+    } else {
+        const auto* bits = static_cast<const uint16_t*>(from);
+        for (int64_t i = 0; i < count; ++i) to[i] += from_fp16(bits[i]);
+    }
+}
+
+inline float together(const float* lanes) {
+    float eight[8], four[4];
+    for (int l = 0; l < 8; ++l) eight[l] = lanes[l] + lanes[l + 8];
+    for (int l = 0; l < 4; ++l) four[l] = eight[l] + eight[l + 4];
+    return (four[0] + four[2]) + (four[1] + four[3]);
+}
+
+inline float sum_of(const float* x, int64_t count) {
+    float lanes[LANES] = {};
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES)
+        for (int l = 0; l < LANES; ++l) lanes[l] += x[i + l];
+    for (int l = 0; i < count; ++i, ++l) lanes[l] += x[i];
+    return together(lanes);
+}
+
+inline float product_of(const float* a, const float* b, int64_t count) {
+    float lanes[LANES] = {};
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES)
+        for (int l = 0; l < LANES; ++l) lanes[l] = fused(a[i + l], b[i + l], lanes[l]);
+    for (int l = 0; i < count; ++i, ++l) lanes[l] = fused(a[i], b[i], lanes[l]);
+    return together(lanes);
+}
+
+// e^x to 2 in the last place: x = n ln 2 + r, the series of e^r to its seventh term, and n into the exponent.
+inline float exponential(float x) {
+    x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+    const float n = float(int32_t(x * 1.44269504f + (x < 0 ? -0.5f : 0.5f)));
+    float r = fused(n, -0.693359375f, x);
+    r = fused(n, 2.12194440e-4f, r);
+    float p = 1.9875691500e-4f;
+    p = fused(p, r, 1.3981999507e-3f);
+    p = fused(p, r, 8.3334519073e-3f);
+    p = fused(p, r, 4.1665795894e-2f);
+    p = fused(p, r, 1.6666665459e-1f);
+    p = fused(p, r, 5.0000001201e-1f);
+    p = fused(p, r * r, r) + 1.0f;
+    const int32_t power = (int32_t(n) + 127) << 23;
+    float scale;
+    std::memcpy(&scale, &power, 4);
+    return p * scale;
+}
+
+inline float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
+
+// The error function by Abramowitz and Stegun, 7.1.26: off by 1.5e-7 at most.
+inline float error_function(float x) {
+    const float size = x < 0 ? -x : x;
+    const float t = 1.0f / fused(0.3275911f, size, 1.0f);
+    float p = 1.061405429f;
+    p = fused(p, t, -1.453152027f);
+    p = fused(p, t, 1.421413741f);
+    p = fused(p, t, -0.284496736f);
+    p = fused(p, t, 0.254829592f);
+    const float value = 1.0f - p * t * exponential(-size * size);
+    return x < 0 ? -value : value;
+}
+
+// NaN in, NaN out: comparisons in `exponential` would turn it into a number.
+template <int A>
+inline float activated(float x) {
+    float y;
+    if (A == RELU) y = x > 0 ? x : 0;
+    else if (A == SILU) y = x * sigmoid(x);
+    else if (A == GELU) y = 0.5f * x * (1.0f + error_function(x * 0.70710678f));
+    else y = x * sigmoid(1.59576912f * (x + 0.044715f * x * x * x));  // 0.5 (1 + tanh u) is the sigmoid of 2 u
+    return x != x ? x : y;
+}
+
+template <int A>
+void activate_as(int type, const void* gate, const void* up, void* out, int64_t count) {
+    constexpr int64_t PART = 256;
+    const int64_t size = type == FP32 ? 4 : 2;
+    float values[PART], others[PART];
+    for (int64_t begin = 0; begin < count; begin += PART) {
+        const int64_t n = count - begin < PART ? count - begin : PART;
+        widen_all(type, static_cast<const char*>(gate) + begin * size, values, n);
+        for (int64_t i = 0; i < n; ++i) values[i] = activated<A>(values[i]);
+        if (up) {
+            // rounded as a layer of its own would, so that both ways give the same numbers
+            narrow_all(type, values, static_cast<char*>(out) + begin * size, n);
+            widen_all(type, static_cast<const char*>(out) + begin * size, values, n);
+            widen_all(type, static_cast<const char*>(up) + begin * size, others, n);
+            for (int64_t i = 0; i < n; ++i) values[i] *= others[i];
+        }
+        narrow_all(type, values, static_cast<char*>(out) + begin * size, n);
+    }
+}
+
+void activate_all(int activation, int type, const void* gate, const void* up, void* out, int64_t count) {
+    if (activation == RELU) activate_as<RELU>(type, gate, up, out, count);
+    else if (activation == SILU) activate_as<SILU>(type, gate, up, out, count);
+    else if (activation == GELU) activate_as<GELU>(type, gate, up, out, count);
+    else activate_as<GELU_TANH>(type, gate, up, out, count);
+}
+
+void norm_row(const Norm& norm, const float* x, int64_t size, float* out) {
+    float mean = 0;
+    if (norm.kind == 0) {
+        mean = sum_of(x, size) / float(size);
+        for (int64_t i = 0; i < size; ++i) out[i] = x[i] - mean;
+        x = out;
+    }
+    const float variance = product_of(x, x, size) / float(size);
+    const float factor = 1.0f / std::sqrt(variance + float(norm.eps));
+    if (norm.type == FP32) {
+        const auto* weight = static_cast<const float*>(norm.weight);
+        for (int64_t i = 0; i < size; ++i) out[i] = x[i] * factor * weight[i];
+    } else {
+        for (int64_t i = 0; i < size; ++i) out[i] = x[i] * factor * number(norm.type, norm.weight, i);
+    }
+    if (norm.bias) add_all(norm.type, norm.bias, out, size);
+}
+
+// Memory of a thread, kept for its next call.
+struct Room {
+    float* memory = nullptr;
+    size_t size = 0;
+    ~Room() { std::free(memory); }
+    float* get(size_t wanted) {
+        if (wanted > size) {
+            std::free(memory);
+            memory = static_cast<float*>(std::malloc(wanted * sizeof(float)));
+            size = memory ? wanted : 0;
+        }
+        return memory;
+    }
+};
+thread_local Room room;
+
+void norm_all(const Norm& norm, const float* x, int64_t rows, int64_t size, int type, void* out) {
+    float* row = room.get(size_t(size));
+    if (!row) return;
+    for (int64_t r = 0; r < rows; ++r) {
+        norm_row(norm, x + r * size, size, row);
+        narrow_all(type, row, static_cast<char*>(out) + r * size * (type == FP32 ? 4 : 2), size);
+    }
+}
+
+void norm_wide_all(const Norm& norm, float* x, int64_t rows, int64_t size) {
+    for (int64_t r = 0; r < rows; ++r) norm_row(norm, x + r * size, size, x + r * size);
+}
+
+void rotate_one(int type, const void* cosines, const void* sines, int64_t size, float* x) {
+    const int64_t half = size / 2;
+    for (int64_t i = 0; i < half; ++i) {
+        const float a = x[i], b = x[i + half];
+        x[i] = a * number(type, cosines, i) - b * number(type, sines, i);
+        x[i + half] = b * number(type, cosines, i + half) + a * number(type, sines, i + half);
+    }
+}
+
+void softmax_all(float* x, int64_t count) {
+    float most = x[0];
+    for (int64_t i = 1; i < count; ++i) most = x[i] > most ? x[i] : most;
+    for (int64_t i = 0; i < count; ++i) x[i] = exponential(x[i] - most);
+    const float total = sum_of(x, count);
+    for (int64_t i = 0; i < count; ++i) x[i] /= total;
+}
+
+// Heads of one group over the keys from `begin` to `end`; keys and values are widened once for all of them.
+void attend_unit(const Attend& a, int64_t unit) {
+    const Block& m = *a.block;
+    const int64_t row = unit / m.groups, group = unit % m.groups, text = row / a.tokens, token = row % a.tokens;
+    const int64_t each = m.heads / m.groups, head = m.head;
+    const int64_t end = m.place + token + 1, begin = m.window && end > m.window ? end - m.window : 0, count = end - begin;
+    const int64_t size = a.type == FP32 ? 4 : 2;
+    const float blind = -HUGE_VALF;
+    float* scores = room.get(size_t(each * count + (each + 1) * head));
+    if (!scores) return;
+    float *sums = scores + each * count, *wide = sums + each * head;
+    const float* queries = a.queries + (row * m.heads + group * each) * head;
+    const char* keys = static_cast<const char*>(m.keys) + (text * m.key_strides[0] + group * m.key_strides[1]) * size;
+    const char* values = static_cast<const char*>(m.values) + (text * m.value_strides[0] + group * m.value_strides[1]) * size;
+    const uint8_t* padding = m.padding ? m.padding + text * m.padding_stride : nullptr;
+    int64_t seen = 0;
+    for (int64_t j = 0; j < count; ++j) {
+        const int64_t slot = m.slot + begin + j;
+        if (padding && (slot < 0 || slot >= m.padding_length || !padding[slot])) {
+            for (int64_t h = 0; h < each; ++h) scores[h * count + j] = blind;
+            continue;
+        }
+        ++seen;
+        const char* key = keys + (begin + j) * m.key_strides[2] * size;
+        const float* numbers = reinterpret_cast<const float*>(key);
+        if (a.type != FP32) {
+            widen_all(a.type, key, wide, head);
+            numbers = wide;
+        }
+        for (int64_t h = 0; h < each; ++h)
+            scores[h * count + j] = product_of(queries + h * head, numbers, head) * float(m.scale);
+    }
+    if (!seen) {  // a token that sees nothing sees itself
+        widen_all(a.type, keys + (end - 1) * m.key_strides[2] * size, wide, head);
+        for (int64_t h = 0; h < each; ++h)
+            scores[h * count + count - 1] = product_of(queries + h * head, wide, head) * float(m.scale);
+    }
+    for (int64_t h = 0; h < each; ++h) {
+        float* own = scores + h * count;
+        const float sink = m.sinks ? number(m.sinks_type, m.sinks, group * each + h) : blind;
+        float most = sink;
+        for (int64_t j = 0; j < count; ++j) most = own[j] > most ? own[j] : most;
+        for (int64_t j = 0; j < count; ++j) own[j] = own[j] == blind ? 0.0f : exponential(own[j] - most);
+        const float total = sum_of(own, count) + (m.sinks ? exponential(sink - most) : 0.0f);
+        for (int64_t j = 0; j < count; ++j) own[j] /= total;
+    }
+    std::memset(sums, 0, size_t(each * head) * sizeof(float));
+    for (int64_t j = 0; j < count; ++j) {
+        const char* value = values + (begin + j) * m.value_strides[2] * size;
+        const float* numbers = reinterpret_cast<const float*>(value);
+        if (a.type != FP32) {
+            widen_all(a.type, value, wide, head);
+            numbers = wide;
+        }
+        for (int64_t h = 0; h < each; ++h) {
+            const float share = scores[h * count + j];
+            if (share == 0) continue;  // what is hidden may hold anything
+            float* sum = sums + h * head;
+            for (int64_t i = 0; i < head; ++i) sum[i] = fused(share, numbers[i], sum[i]);
+        }
+    }
+    narrow_all(a.type, sums, static_cast<char*>(a.out) + (row * m.heads + group * each) * head * size, each * head);
+}
+
+void attend_range(const Attend& a, int64_t begin, int64_t end) {
+    for (int64_t unit = begin; unit < end; ++unit) attend_unit(a, unit);
+}
+
+// A weight stored (inputs, outputs) is read in its order: some outputs at a time, whose sums stay in the first cache.
+template <int R>
+void columns_of(const Linear& m, const float* x, float* out, int64_t begin, int64_t end) {
+    constexpr int64_t PART = 512 / R < 64 ? 64 : 512 / R;
+    const float *weight = static_cast<const float*>(m.weight), *bias = static_cast<const float*>(m.bias);
+    float sums[R][PART];
+    for (int64_t first = begin; first < end; first += PART) {
+        const int64_t count = end - first < PART ? end - first : PART;
+        for (int r = 0; r < R; ++r)
+            for (int64_t c = 0; c < PART; ++c) sums[r][c] = 0;
+        for (int64_t i = 0; i < m.inputs; ++i) {
+            const float* from = weight + i * m.stride + first;
+            for (int64_t c = 0; c < count; c += LANES) __builtin_prefetch(from + 8 * m.stride + c);
+            if (count == PART) {
+                for (int r = 0; r < R; ++r) {
+                    const float factor = x[r * m.inputs + i];
+                    for (int64_t c = 0; c < PART; ++c) sums[r][c] = fused(factor, from[c], sums[r][c]);
+                }
+            } else {
+                for (int r = 0; r < R; ++r) {
+                    const float factor = x[r * m.inputs + i];
+                    for (int64_t c = 0; c < count; ++c) sums[r][c] = fused(factor, from[c], sums[r][c]);
+                }
+            }
+        }
+        for (int r = 0; r < R; ++r)
+            for (int64_t c = 0; c < count; ++c)
+                out[r * m.outputs + first + c] = sums[r][c] + (bias ? bias[first + c] : 0.0f);
+    }
+}
+
+void columns_all(const Linear& m, int64_t rows, const float* x, float* out, int64_t begin, int64_t end) {
+    using Function = void (*)(const Linear&, const float*, float*, int64_t, int64_t);
+    static const Function functions[] = {columns_of<1>, columns_of<2>, columns_of<3>, columns_of<4>,
+                                         columns_of<5>, columns_of<6>, columns_of<7>, columns_of<8>};
+    functions[rows - 1](m, x, out, begin, end);
+}
+
+}  // namespace
+}  // namespace quintet
+
+#define QUINTET_INNER(level)                                                                                         \
+    namespace quintet {                                                                                              \
+    const Inner level##_inner = {#level,    norm_all,   norm_wide_all, widen_all,    narrow_all, add_all,            \
+                                 rotate_one, attend_range, activate_all, softmax_all, columns_all};                               \
+    }

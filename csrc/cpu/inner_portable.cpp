@@ -1,0 +1,55 @@
+// Between the products, level "portable".
+#include <cstdint>
+#include <cstring>
+
+namespace quintet {
+namespace {
+
+inline float fused(float a, float b, float c) { return a * b + c; }
+
+inline float from_fp16(uint16_t bits) {
+    const uint32_t sign = uint32_t(bits & 0x8000) << 16, exponent = (bits >> 10) & 31, mantissa = bits & 1023;
+    uint32_t wide;
+    if (exponent == 0) {  // zero, or a number below the normal ones
+        const float value = float(mantissa) * (1.0f / 16777216.0f);
+        std::memcpy(&wide, &value, 4);
+    } else {
+        wide = (exponent == 31 ? 255u : exponent + 112) << 23 | mantissa << 13;
+    }
+    wide |= sign;
+    float value;
+    std::memcpy(&value, &wide, 4);
+    return value;
+}
+
+inline uint16_t to_fp16(float value) {  // to nearest, ties to even
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    const uint16_t sign = uint16_t(bits >> 16 & 0x8000);
+    bits &= 0x7fffffff;
+    if (bits > 0x7f800000) return sign | 0x7e00;
+    if (bits >= 0x477ff000) return sign | 0x7c00;  // 65520 and above
+    if (bits < 0x38800000) {                       // below the normal ones: adding 0.5 puts the bits in place
+        float small;
+        std::memcpy(&small, &bits, 4);
+        small += 0.5f;
+        std::memcpy(&bits, &small, 4);
+        return sign | uint16_t(bits - 0x3f000000);
+    }
+    return sign | uint16_t((bits - 0x38000000 + 0xfff + (bits >> 13 & 1)) >> 13);
+}
+
+inline void widen_fp16(const uint16_t* from, float* to, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) to[i] = from_fp16(from[i]);
+}
+
+inline void narrow_fp16(const float* from, uint16_t* to, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) to[i] = to_fp16(from[i]);
+}
+
+}  // namespace
+}  // namespace quintet
+
+#include "inner.h"
+
+QUINTET_INNER(portable)
