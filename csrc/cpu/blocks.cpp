@@ -55,12 +55,13 @@ struct Arena {
 };
 thread_local Arena arena;
 
-struct Columns { const Inner* inner; const Linear* weight; int64_t rows; const float* x; float* out; };
+struct Columns { const Inner* inner; const Linear* weight; int64_t rows; const float* x; float *out, *partial; };
 
 struct Run {
     const Inner& inner;
     const StepCall& step;
     int64_t rows, bytes;  // R, bytes of a number
+    float* partial;       // for weights stored by input
 
     char* at(void* base, int64_t index) const { return static_cast<char*>(base) + index * bytes; }
     const char* at(const void* base, int64_t index) const { return static_cast<const char*>(base) + index * bytes; }
@@ -68,11 +69,15 @@ struct Run {
     int linear(const Linear& m, const void* x, void* out) const {
         const int type = step.type;
         if (m.kind == 3) {
-            const Columns c{&inner, &m, rows, static_cast<const float*>(x), static_cast<float*>(out)};
+            const Columns c{&inner, &m, rows, static_cast<const float*>(x), static_cast<float*>(out), partial};
             share([](const void* data, int64_t begin, int64_t end) {
                       const Columns& c = *static_cast<const Columns*>(data);
-                      c.inner->columns(*c.weight, c.rows, c.x, c.out, begin, end);
-                  }, &c, m.outputs, 4 * m.inputs, step.threads, 64);
+                      c.inner->columns(*c.weight, c.rows, c.x, c.partial, begin, end);
+                  }, &c, PIECES, 4 * m.inputs * m.outputs / PIECES, step.threads, 1);
+            share([](const void* data, int64_t begin, int64_t end) {
+                      const Columns& c = *static_cast<const Columns*>(data);
+                      c.inner->columns_sum(*c.weight, c.rows, c.partial, c.out, begin, end);
+                  }, &c, m.outputs, 4 * PIECES * rows, step.threads, 64);
             return 0;
         }
         if (m.kind < 4)
@@ -251,17 +256,19 @@ int quintet_blocks(const Block* blocks, int64_t count, const StepCall* call) {
     const int64_t rows = step.texts * step.tokens;
     if (!chosen_level() || step.type < FP32 || step.type > FP16 || rows < 1 || rows > MOST_ROWS || step.width < 1) return 1;
     const int64_t bytes = step.type == FP32 ? 4 : 2;
-    int64_t projected = 0, heads = 0, inner = 1, experts = 1;
+    int64_t projected = 0, heads = 0, inner = 1, experts = 1, stored = 0;
     for (int64_t i = 0; i < count; ++i) {
         const Block& m = blocks[i];
         if (m.heads < 1 || m.groups < 1 || m.heads % m.groups || m.head < 1 || m.place < 0) return 1;
         projected = std::max(projected, (m.heads + 2 * m.groups) * m.head);
         heads = std::max(heads, m.heads * m.head);
+        for (const Linear* one : {&m.q, &m.out, &m.up, &m.down})
+            if (one->kind == 3) stored = std::max(stored, one->outputs);
         if (m.experts) experts = std::max<int64_t>(experts, m.experts);
         else inner = std::max(inner, m.up.outputs);
     }
     const size_t wide = size_t(rows) * size_t(bytes), room = 64;
-    if (!arena.reset(size_t(rows * step.width) * 4 + size_t(rows * heads) * 4 + wide * size_t(2 * step.width + projected + heads +
+    if (!arena.reset(size_t(rows * (step.width + heads + PIECES * stored)) * 4 + wide * size_t(2 * step.width + projected + heads +
                      2 * inner + experts) + 16 * room)) return 2;
     Buffers b;
     b.residual = static_cast<float*>(arena.take(size_t(rows * step.width) * 4));
@@ -273,14 +280,18 @@ int quintet_blocks(const Block* blocks, int64_t count, const StepCall* call) {
     b.wide = arena.take(wide * size_t(inner));
     b.gated = arena.take(wide * size_t(inner));
     b.logits = arena.take(wide * size_t(experts));
-    Run run{*inner_of(chosen_level()->name), step, rows, bytes};
-    run.inner.widen(step.type, step.x, b.residual, rows * step.width);
-    for (int64_t i = 0; i < count; ++i) {
-        const int code = block(run, blocks[i], b);
-        if (code) return code;
-    }
-    run.inner.narrow(step.type, b.residual, step.out, rows * step.width);
-    return 0;
+    Run run{*inner_of(chosen_level()->name), step, rows, bytes, nullptr};
+    run.partial = static_cast<float*>(arena.take(size_t(PIECES * rows * stored) * 4));
+    struct Whole { const Run* run; const Block* blocks; int64_t count; const Buffers* buffers; int code; } whole{&run, blocks, count, &b, 0};
+    together_do([](const void* data, int64_t, int64_t) {
+                    Whole& w = *const_cast<Whole*>(static_cast<const Whole*>(data));
+                    const StepCall& step = w.run->step;
+                    const int64_t numbers = w.run->rows * step.width;
+                    w.run->inner.widen(step.type, step.x, w.buffers->residual, numbers);
+                    for (int64_t i = 0; i < w.count && !w.code; ++i) w.code = block(*w.run, w.blocks[i], *w.buffers);
+                    w.run->inner.narrow(step.type, w.buffers->residual, step.out, numbers);
+                }, &whole, step.threads);
+    return whole.code;
 }
 
 }  // extern "C"

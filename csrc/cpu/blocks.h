@@ -84,6 +84,8 @@ struct Attend {
     void* out;
 };
 
+constexpr int64_t PIECES = 16;
+
 struct Inner {
     const char* name;
     void (*norm)(const Norm&, const float* x, int64_t rows, int64_t size, int type, void* out);
@@ -98,8 +100,10 @@ struct Inner {
     // out = f(gate) * up, or f(gate) where up is null
     void (*activate)(int activation, int type, const void* gate, const void* up, void* out, int64_t count);
     void (*softmax)(float* x, int64_t count);
-    // a product with a weight of `kind` 3, by ranges of outputs
-    void (*columns)(const Linear&, int64_t rows, const float* x, float* out, int64_t begin, int64_t end);
+    // a product with a weight of `kind` 3: sums over PIECES runs of inputs, (PIECES, rows, outputs), by ranges of pieces;
+    // and their sum, by ranges of outputs
+    void (*columns)(const Linear&, int64_t rows, const float* x, float* partial, int64_t begin, int64_t end);
+    void (*columns_sum)(const Linear&, int64_t rows, const float* partial, float* out, int64_t begin, int64_t end);
 };
 
 extern const Inner portable_inner;

@@ -300,42 +300,52 @@ void attend_range(const Attend& a, int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) attend_unit(a, unit);
 }
 
-// A weight stored (inputs, outputs) is read in its order: some outputs at a time, whose sums stay in the first cache.
-template <int R>
-void columns_of(const Linear& m, const float* x, float* out, int64_t begin, int64_t end) {
-    constexpr int64_t PART = 512 / R < 64 ? 64 : 512 / R;
-    const float *weight = static_cast<const float*>(m.weight), *bias = static_cast<const float*>(m.bias);
-    float sums[R][PART];
-    for (int64_t first = begin; first < end; first += PART) {
-        const int64_t count = end - first < PART ? end - first : PART;
-        for (int r = 0; r < R; ++r)
-            for (int64_t c = 0; c < PART; ++c) sums[r][c] = 0;
-        for (int64_t i = 0; i < m.inputs; ++i) {
-            const float* from = weight + i * m.stride + first;
-            for (int64_t c = 0; c < count; c += LANES) __builtin_prefetch(from + 8 * m.stride + c);
-            if (count == PART) {
-                for (int r = 0; r < R; ++r) {
-                    const float factor = x[r * m.inputs + i];
-                    for (int64_t c = 0; c < PART; ++c) sums[r][c] = fused(factor, from[c], sums[r][c]);
-                }
-            } else {
-                for (int r = 0; r < R; ++r) {
-                    const float factor = x[r * m.inputs + i];
-                    for (int64_t c = 0; c < count; ++c) sums[r][c] = fused(factor, from[c], sums[r][c]);
+// A weight stored (inputs, outputs) is read in its order: `PIECES` runs of inputs give a sum each for every output, and
+// these are added up in rising order. Their number is fixed, so that threads do not change the result.
+constexpr int64_t PART = 256;  // outputs at a time, four inputs of which stay in the first cache for all rows
+
+void columns_all(const Linear& m, int64_t rows, const float* x, float* partial, int64_t begin, int64_t end) {
+    for (int64_t piece = begin; piece < end; ++piece) {
+        const int64_t from = m.inputs * piece / PIECES, to = m.inputs * (piece + 1) / PIECES;
+        float* sums = partial + piece * rows * m.outputs;
+        std::memset(sums, 0, size_t(rows * m.outputs) * sizeof(float));
+        int64_t i = from;
+        for (; i + 4 <= to; i += 4) {
+            const float* w = static_cast<const float*>(m.weight) + i * m.stride;
+            const float *w1 = w + m.stride, *w2 = w1 + m.stride, *w3 = w2 + m.stride;
+            for (int64_t first = 0; first < m.outputs; first += PART) {
+                const int64_t last = first + PART < m.outputs ? first + PART : m.outputs;
+                for (int64_t r = 0; r < rows; ++r) {
+                    const float *f = x + r * m.inputs + i, f0 = f[0], f1 = f[1], f2 = f[2], f3 = f[3];
+                    float* sum = sums + r * m.outputs;
+                    for (int64_t c = first; c < last; ++c)
+                        sum[c] = fused(f3, w3[c], fused(f2, w2[c], fused(f1, w1[c], fused(f0, w[c], sum[c]))));
                 }
             }
         }
-        for (int r = 0; r < R; ++r)
-            for (int64_t c = 0; c < count; ++c)
-                out[r * m.outputs + first + c] = sums[r][c] + (bias ? bias[first + c] : 0.0f);
+        for (; i < to; ++i) {
+            const float* w = static_cast<const float*>(m.weight) + i * m.stride;
+            for (int64_t r = 0; r < rows; ++r) {
+                const float f = x[r * m.inputs + i];
+                float* sum = sums + r * m.outputs;
+                for (int64_t c = 0; c < m.outputs; ++c) sum[c] = fused(f, w[c], sum[c]);
+            }
+        }
     }
 }
 
-void columns_all(const Linear& m, int64_t rows, const float* x, float* out, int64_t begin, int64_t end) {
-    using Function = void (*)(const Linear&, const float*, float*, int64_t, int64_t);
-    static const Function functions[] = {columns_of<1>, columns_of<2>, columns_of<3>, columns_of<4>,
-                                         columns_of<5>, columns_of<6>, columns_of<7>, columns_of<8>};
-    functions[rows - 1](m, x, out, begin, end);
+void columns_sum_all(const Linear& m, int64_t rows, const float* partial, float* out, int64_t begin, int64_t end) {
+    const float* bias = static_cast<const float*>(m.bias);
+    for (int64_t r = 0; r < rows; ++r) {
+        float* to = out + r * m.outputs;
+        for (int64_t c = begin; c < end; ++c) to[c] = partial[r * m.outputs + c];
+        for (int64_t piece = 1; piece < PIECES; ++piece) {
+            const float* more = partial + (piece * rows + r) * m.outputs;
+            for (int64_t c = begin; c < end; ++c) to[c] += more[c];
+        }
+        if (bias)
+            for (int64_t c = begin; c < end; ++c) to[c] += bias[c];
+    }
 }
 
 }  // namespace
@@ -344,5 +354,5 @@ void columns_all(const Linear& m, int64_t rows, const float* x, float* out, int6
 #define QUINTET_INNER(level)                                                                                         \
     namespace quintet {                                                                                              \
     const Inner level##_inner = {#level,    norm_all,   norm_wide_all, widen_all,    narrow_all, add_all,            \
-                                 rotate_one, attend_range, activate_all, softmax_all, columns_all};                               \
+                                 rotate_one, attend_range, activate_all, softmax_all, columns_all, columns_sum_all};                               \
     }

@@ -5,6 +5,7 @@
 // checked here are numbers that would make loops run wild.
 #include <dlfcn.h>
 #include <pthread.h>
+#include <sched.h>
 
 #include <atomic>
 #include <cstdlib>
@@ -71,19 +72,100 @@ void run_job(void* data) {
 // Whoever is free takes the next piece: on a busy machine no thread waits for another that was put aside. Large pieces
 // are read faster, as threads that take turns in one place of memory are in each other's way; small ones end together.
 constexpr int64_t LARGEST = 262144, SMALLEST = 32768;  // bytes of a weight; measured
+constexpr int64_t WORTH_IN_TEAM = 16384;
 constexpr int64_t WORTH = 131072;                      // below it, waking threads costs more than they save
 
+// Threads that stay for several jobs. The word holds the number of the job, how many pieces it has and which is next;
+// two jobs' descriptions are kept, so that one is never written while somebody may still read it.
+struct Team {
+    struct Piecework {
+        Work work;
+        const void* arguments;
+        int64_t total, chunk;
+        std::atomic<int64_t> done;
+    };
+    static constexpr int PIECE_BITS = 24;
+    static constexpr uint64_t MASK = (uint64_t(1) << PIECE_BITS) - 1;
+    alignas(64) std::atomic<uint64_t> word{0};
+    alignas(64) Piecework jobs[2];
+    alignas(64) std::atomic<bool> over{false};
+    std::atomic<int> arrived{0};
+    uint64_t number = 0;
+    Work main;
+    const void* main_arguments;
+
+    // Does a piece of the newest job; false when there is none left.
+    bool help(uint64_t& seen) {
+        const uint64_t before = word.fetch_add(1, std::memory_order_acq_rel);
+        const int64_t next = int64_t(before & MASK), pieces = int64_t(before >> PIECE_BITS & MASK);
+        seen = before >> 2 * PIECE_BITS;
+        if (next >= pieces) return false;
+        Piecework& job = jobs[seen & 1];
+        const int64_t begin = next * job.chunk;
+        job.work(job.arguments, begin, begin + job.chunk < job.total ? begin + job.chunk : job.total);
+        job.done.fetch_add(1, std::memory_order_release);
+        return true;
+    }
+    static void rest(int& turns) {
+        if (++turns < 20000) {
+#if defined(__x86_64__)
+            __builtin_ia32_pause();
+#endif
+        } else {
+            sched_yield();  // a busy machine: let others have the core
+        }
+    }
+    void serve() {
+        while (!over.load(std::memory_order_acquire)) {
+            uint64_t seen = 0;
+            while (help(seen)) {}
+            int turns = 0;
+            while (word.load(std::memory_order_acquire) >> 2 * PIECE_BITS == seen && !over.load(std::memory_order_acquire)) rest(turns);
+        }
+    }
+    void run(Work work, const void* arguments, int64_t total, int64_t chunk) {
+        const int64_t pieces = (total + chunk - 1) / chunk;
+        number = (number + 1) & 0xffff;
+        Piecework& job = jobs[number & 1];
+        job.work = work, job.arguments = arguments, job.total = total, job.chunk = chunk;
+        job.done.store(0, std::memory_order_relaxed);
+        word.store(number << 2 * PIECE_BITS | uint64_t(pieces) << PIECE_BITS, std::memory_order_release);
+        uint64_t seen;
+        while (help(seen)) {}
+        int turns = 0;
+        while (job.done.load(std::memory_order_acquire) < pieces) rest(turns);
+    }
+};
+thread_local Team* team = nullptr;  // of the thread that leads it
+
+void run_team(void* data) {
+    Team& own = *static_cast<Team*>(data);
+    if (own.arrived.fetch_add(1, std::memory_order_acq_rel)) return own.serve();
+    team = &own;
+    own.main(own.main_arguments, 0, 1);
+    team = nullptr;
+    own.over.store(true, std::memory_order_release);
+}
+
 }  // namespace
+
+void together_do(Work work, const void* arguments, int64_t threads) {
+    if (threads <= 1 || !parallel || team || forked.load(std::memory_order_relaxed)) return work(arguments, 0, 1);
+    Team own;
+    own.main = work, own.main_arguments = arguments;
+    parallel(run_team, &own, unsigned(threads < 1024 ? threads : 1024), 0);
+}
 
 void share(Work work, const void* arguments, int64_t total, int64_t bytes_each, int64_t threads, int64_t step) {
     int64_t piece = total * bytes_each / (8 * (threads > 1 ? threads : 1));
     piece = piece < SMALLEST ? SMALLEST : piece > LARGEST ? LARGEST : piece;
     int64_t chunk = piece / (bytes_each > 0 ? bytes_each : 1) / step * step;
     if (chunk < step) chunk = step;
-    if (threads <= 1 || !parallel || forked.load(std::memory_order_relaxed) || total * bytes_each < WORTH) {
+    if (threads <= 1 || !parallel || forked.load(std::memory_order_relaxed) || total * bytes_each < (team ? WORTH_IN_TEAM : WORTH)) {
         if (total > 0) work(arguments, 0, total);
         return;
     }
+    if (team && (total + chunk - 1) / chunk < int64_t(Team::MASK) / 2) return team->run(work, arguments, total, chunk);
     const int64_t pieces = (total + chunk - 1) / chunk;
     Job job{work, arguments, total, chunk, {0}};
     parallel(run_job, &job, unsigned(threads < pieces ? threads : pieces), 0);
