@@ -51,7 +51,7 @@ ONLY: dict[str, set[str]] = {
     # A streamer takes any tokenizer, a loop any model.
     "generation": {"cache", "layers", "outputs", "config", "hub", "errors"},
     "checkpoint": {"layers", "config", "hub", "family", "errors"},
-    "fused": {"quant", "swap", "layers", "kernels", "errors"},
+    "fused": {"quant", "swap", "layers", "cache", "kernels", "family", "errors"},
     "quant": {"checkpoint", "swap", "layers", "kernels", "errors"},
     "embeddings": {"layers", "config", "errors"},
     # Families are data and modules; text is not their business.
@@ -62,7 +62,7 @@ ONLY: dict[str, set[str]] = {
     "losses": {"config", "errors"},
     "heads": {"modeling", "losses", "layers", "outputs", "config", "errors"},
     "modeling": {
-        *("embeddings", "fused", "quant", "swap", "generation", "checkpoint", "layers"),
+        *("family", "embeddings", "fused", "quant", "swap", "generation", "checkpoint", "layers"),
         *("outputs", "config", "hub", "family", "errors"),
     },
     # Shell commands say what is to be done; only `convert`, `info` and the like need to look inside.

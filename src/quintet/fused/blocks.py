@@ -41,8 +41,9 @@ _int, _long, _pointer = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
 ORDERS = {"pre": 0, "post": 1, "parallel": 2}
 LAYOUTS = {"separate": 0, "in turn": 1, "by head": 2}
 _CODES = {"relu": 0, "silu": 1, "swish": 1, "gelu": 2, "gelu_new": 3, "gelu_fast": 3, "gelu_pytorch_tanh": 3}
-# Kind of a float32 weight that is stored (in, out).
+# Kind of a float32 weight that is stored (in, out), and up to how many rows native code reads such weights faster.
 STORED_BY_INPUT = 3
+ROWS_BY_INPUT = 2
 CODE_OF: dict[Any, int] = {ACTIVATIONS[name]: code for name, code in _CODES.items()}
 
 
@@ -105,6 +106,7 @@ class _Plan:
         self._pointers: list[tuple[dict[str, Any], str, int]] = []
         self._modules: list[tuple[dict[str, Any], str, nn.Module]] = []
         self._hooks: list[dict[int, Any]] = []
+        self._by_input = False
         self.structs = (_Block * len(blocks))()
         for struct, block in zip(self.structs, blocks, strict=True):
             self._fill(struct, block, shape)
@@ -189,6 +191,7 @@ class _Plan:
                 if self.dtype != torch.float32 or struct.stride != 1:
                     raise _Unfit
                 struct.kind, struct.stride = STORED_BY_INPUT, step
+                self._by_input = True
         elif kind is Int8Linear:
             weight = self._tensor(module, "weight", torch.int8)
             struct.kind = 8
@@ -243,6 +246,8 @@ class _Plan:
             (B, T, E).
         """
         texts, tokens, width = x.shape
+        if self._by_input and texts * tokens > ROWS_BY_INPUT:
+            return None  # the modules are as fast
         stores = _stores(cache, len(self.structs), x)
         if stores is None:
             return None

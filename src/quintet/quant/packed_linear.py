@@ -217,7 +217,7 @@ class Int8Linear(PackedLinear):
 
     def pack(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         """See PackedLinear."""
-        whole, scale = quantize_int8(weight, self.group)
+        whole, scale = quantize_int8(weight.contiguous(), self.group)
         return {"weight": whole, "weight_scale": scale}
 
     def unpack(self, dtype: torch.dtype, begin: int = 0, end: int | None = None) -> torch.Tensor:
@@ -252,7 +252,7 @@ class Int4Linear(PackedLinear):
 
     def pack(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         """See PackedLinear."""
-        packed, scale, zero_point = quantize_int4(weight, self.group or self.in_features, self.symmetric)
+        packed, scale, zero_point = quantize_int4(weight.contiguous(), self.group or self.in_features, self.symmetric)
         made = {"weight_packed": packed, "weight_scale": scale, "weight_shape": torch.tensor(weight.shape)}
         return made if zero_point is None else {**made, "weight_zero_point": zero_point}
 
