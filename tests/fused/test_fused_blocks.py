@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -138,6 +139,17 @@ def test_threads_change_no_bit(threads: int) -> None:
         assert torch.equal(decode(model, ids, mask, 5), want)
     finally:
         torch.set_num_threads(before)
+
+
+def test_threads_of_python_are_not_in_each_others_way() -> None:
+    model = model_of("seed_oss", max_position_embeddings=512)
+    model.optimize()
+    texts = [batch(1, 60, seed)[0] for seed in range(4)]
+    want = [decode(model, ids, None, 5) for ids in texts]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            for got, one in zip(pool.map(lambda ids: decode(model, ids, None, 5), texts), want, strict=True):
+                assert torch.equal(got, one)
 
 
 @pytest.mark.parametrize("window", [3, 8])

@@ -264,14 +264,16 @@ class _Plan:
         native = library()
         if native is None:
             return None
-        for struct, layer, mask in zip(self.structs, stores, masks, strict=True):
+        # a copy, as other threads may be in the middle of a step of theirs
+        structs = type(self.structs).from_buffer_copy(self.structs)
+        for struct, layer, mask in zip(structs, stores, masks, strict=True):
             keys, values, struct.place, struct.slot = layer.slots(tokens)
             struct.keys, struct.values = keys.data_ptr(), values.data_ptr()
             struct.key_strides[:], struct.value_strides[:] = keys.stride()[:3], values.stride()[:3]
             struct.window, struct.padding, struct.padding_stride, struct.padding_length = mask  # type: ignore[misc]
         x, out = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
         call.x, call.out, call.threads = x.data_ptr(), out.data_ptr(), torch.get_num_threads()
-        check(native.quintet_blocks(self.structs, len(self.structs), ctypes.byref(call)))
+        check(native.quintet_blocks(structs, len(structs), ctypes.byref(call)))
         return out
 
 
