@@ -80,6 +80,23 @@ def pieces(stock: bytes, start: int, length: int) -> Iterator[memoryview]:
         length, start = length - len(piece), 0
 
 
+def write(folder: Path, config: Any, tensors: list[Any]) -> None:
+    """Write the checkpoint into a folder."""
+    from quintet.convert.shards import write_shards
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_shards(folder, tensors, limit=SHARD, progress=lambda done, total: None)
+    config.quantization_config = {"quant_method": "mxfp4", "modules_to_not_convert": None}
+    config.to_json_file(folder / "config.json")
+
+
+def config_of(shape: str) -> Any:
+    """The configuration of one of the MODELS."""
+    from quintet.models.gpt_oss import GptOssConfig
+
+    return GptOssConfig(**MODELS[shape], eos_token_id=None, pad_token_id=None)
+
+
 def shortage(folder: Path, size: int, there: bool) -> str | None:
     """Why this machine cannot do it, or None."""
     from quintet.cli.machine import memory
@@ -213,10 +230,7 @@ def main() -> None:
     parser.set_defaults(rounds=1)
     args = parser.parse_args()
 
-    from quintet.convert.shards import write_shards
-    from quintet.models.gpt_oss import GptOssConfig
-
-    config = GptOssConfig(**MODELS[args.model_shape], eos_token_id=None, pad_token_id=None)
+    config = config_of(args.model_shape)
     tensors = planned(config)
     size = sum(tensor.length for tensor in tensors)
     record: dict[str, Any] = {"model": args.model_shape, "file_gb": round(size / 1e9, 3)}
@@ -229,11 +243,8 @@ def main() -> None:
     folder = args.folder or Path(tempfile.mkdtemp(prefix="quintet-gpt-oss-20b-"))
     try:
         if not there:
-            folder.mkdir(parents=True, exist_ok=True)
             began = time.perf_counter()
-            write_shards(folder, tensors, limit=SHARD, progress=lambda done, total: None)
-            config.quantization_config = {"quant_method": "mxfp4", "modules_to_not_convert": None}
-            config.to_json_file(folder / "config.json")
+            write(folder, config, tensors)
             record["made_s"] = round(time.perf_counter() - began, 1)
         record |= measure(folder, args, size)
     finally:
