@@ -34,6 +34,9 @@ struct Avx2 {
             return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
         }
     }
+    static void powers(const uint8_t* from, int64_t count, float* to) {
+        for (int64_t i = 0; i < count; ++i) to[i] = scale_table.value[from[i]];
+    }
     // Twice the values are whole numbers, which a table of bytes holds; x0.5 comes with the conversion.
     static void unpack(const uint8_t* bytes, vec* to) {
         const __m128i table = _mm_setr_epi8(0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12);
@@ -63,11 +66,9 @@ struct Avx2 {
     template <int T>
     using Way = Widened<Avx2, T>;
     template <int T>
-    using PackedWay = PackedWidened<Avx2, T>;
-    template <int T>
     using Bytes = BytesWidened<Avx2>;
-    template <int T, bool Zeros>
-    using Nibbles = NibblesWidened<Avx2, Zeros>;
+    template <int T, Code C, int U = 1>
+    using Nibbles = NibblesWidened<Avx2, C>;
 };
 
 }  // namespace

@@ -35,6 +35,17 @@ struct Avx512 {
             return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
         }
     }
+    // 2^(s - 127) is s in the place of the exponent; 0 and 255 need a bit more.
+    static void powers(const uint8_t* from, int64_t count, float* to) {
+        for (int64_t i = 0; i < count; i += 16) {
+            const __mmask16 here = count - i < 16 ? __mmask16((1 << (count - i)) - 1) : __mmask16(0xffff);
+            const __m512i code = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(here, from + i));
+            const __mmask16 ends = _mm512_cmpeq_epi32_mask(code, _mm512_setzero_si512()) |
+                                   _mm512_cmpeq_epi32_mask(code, _mm512_set1_epi32(255));
+            const __m512i power = _mm512_slli_epi32(code, 23);
+            _mm512_mask_storeu_epi32(to + i, here, _mm512_mask_or_epi32(power, ends, power, _mm512_set1_epi32(0x400000)));
+        }
+    }
     static void unpack(const uint8_t* bytes, vec* to) {
         const vec table = _mm512_loadu_ps(CODES);
         const __m512i codes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
@@ -53,34 +64,29 @@ struct Avx512 {
     static void prefetch(const void* from) { _mm_prefetch(static_cast<const char*>(from), _MM_HINT_T0); }
 
     struct Dot;
-    struct PackedDot;
     struct BytesDot;
-    template <bool Zeros>
+    template <Code C, int U>
     struct NibblesDot;
     template <int T, bool = true>
     struct Ways {
         using way = Widened<Avx512, T>;
-        using packed = PackedWidened<Avx512, T>;
         using bytes = BytesWidened<Avx512>;
-        template <bool Zeros>
-        using nibbles = NibblesWidened<Avx512, Zeros>;
+        template <Code C, int U>
+        using nibbles = NibblesWidened<Avx512, C>;
     };
     template <bool unused>
     struct Ways<BF16, unused> {
         using way = Dot;
-        using packed = PackedDot;
         using bytes = BytesDot;
-        template <bool Zeros>
-        using nibbles = NibblesDot<Zeros>;
+        template <Code C, int U>
+        using nibbles = NibblesDot<C, U>;
     };
     template <int T>
     using Way = typename Ways<T>::way;
     template <int T>
-    using PackedWay = typename Ways<T>::packed;
-    template <int T>
     using Bytes = typename Ways<T>::bytes;
-    template <int T, bool Zeros>
-    using Nibbles = typename Ways<T>::template nibbles<Zeros>;
+    template <int T, Code C, int U = 1>
+    using Nibbles = typename Ways<T>::template nibbles<C, U>;
 };
 
 inline __m512bh load_bf16(const uint16_t* from) { return (__m512bh)_mm512_loadu_si512(from); }
@@ -102,47 +108,6 @@ struct Avx512::Dot {
     }
 };
 
-// Two groups at a time. x is prepared as the 32 even numbers of both, then the 32 odd ones.
-struct Avx512::PackedDot {
-    using X = uint16_t;
-    using Acc = __m512;
-    static constexpr int64_t groups = 2;
-    static constexpr int64_t numbers = 2 * GROUP;
-    struct Loaded { __m512bh even, odd; __m512 scale; };
-    static Loaded load(const uint8_t* blocks, const uint8_t* scales, int64_t left) {
-        // the 16 values twice, as indices are five bits of which the fifth must not count
-        const __m512i table = _mm512_broadcast_i64x4(_mm256_setr_epi16(
-            0x0000, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0,
-            short(0x8000), short(0xbf00), short(0xbf80), short(0xbfc0), short(0xc000), short(0xc040), short(0xc080), short(0xc0c0)));
-        const __m128i first = _mm_loadu_si128(reinterpret_cast<const __m128i*>(blocks));
-        __m256i bytes = _mm256_castsi128_si256(first);
-        __m512 scale = _mm512_set1_ps(scale_table.value[scales[0]]);
-        if (left > 1) {
-            bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(blocks));
-            scale = _mm512_mask_broadcastss_ps(scale, 0xff00, _mm_load_ss(&scale_table.value[scales[1]]));
-        } else {
-            bytes = _mm256_zextsi128_si256(first);
-        }
-        const __m512i codes = _mm512_cvtepu8_epi16(bytes);
-        return {(__m512bh)_mm512_permutexvar_epi16(codes, table),
-                (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(codes, 4), table), scale};
-    }
-    static Acc add(const Loaded& w, const X* x, Acc acc) {
-        const __m512 part = _mm512_dpbf16_ps(_mm512_setzero_ps(), w.even, load_bf16(x));
-        return _mm512_fmadd_ps(_mm512_dpbf16_ps(part, w.odd, load_bf16(x + 32)), w.scale, acc);
-    }
-    template <class From>
-    static void prepare(From from, int64_t count_groups, X* to) {
-        const int64_t count = count_groups * GROUP;
-        for (int64_t begin = 0; begin < count; begin += numbers, to += numbers)
-            for (int64_t i = 0; i < numbers / 2; ++i) {
-                const int64_t at = begin + 2 * i;
-                to[i] = at < count ? float_to_bf16(from(at)) : 0;
-                to[32 + i] = at < count ? float_to_bf16(from(at + 1)) : 0;
-            }
-    }
-};
-
 // Numbers of 8 bits are exact in bfloat16, which has as many.
 struct Avx512::BytesDot {
     using X = uint16_t;
@@ -150,74 +115,135 @@ struct Avx512::BytesDot {
     using Zero = float;
     static constexpr int bits = 8;
     static constexpr bool zeros = false;
-    static constexpr int64_t blocks = 1;
+    static constexpr int64_t blocks = 1, unit = 1;
     struct Loaded { __m512bh value; __m512 scale; };
     static Loaded load(const uint8_t* w) {
         vec value[2];
         bytes(w, value);
         return {_mm512_cvtne2ps_pbh(value[1], value[0]), _mm512_setzero_ps()};
     }
-    static Loaded load(const uint8_t* w, const float* scale, const Zero*, int64_t) {
-        return {load(w).value, _mm512_set1_ps(*scale)};
-    }
+    static Loaded load(const uint8_t* w, const float* scale, const Zero*) { return {load(w).value, _mm512_set1_ps(*scale)}; }
+    static Loaded load_tail(const uint8_t* w, const float* scale, const Zero* zero, int64_t) { return load(w, scale, zero); }
     static Acc add(const Loaded& w, const X* x, Acc acc) { return _mm512_dpbf16_ps(acc, w.value, load_bf16(x)); }
-    static Acc add_scaled(const Loaded& w, const X* x, Acc acc) {
-        return _mm512_fmadd_ps(_mm512_dpbf16_ps(_mm512_setzero_ps(), w.value, load_bf16(x)), w.scale, acc);
+    template <int O>
+    static void add_scaled(const Loaded* w, const X* x, Acc* acc) {
+        const __m512bh value = load_bf16(x);
+        for (int o = 0; o < O; ++o)
+            acc[o] = _mm512_fmadd_ps(_mm512_dpbf16_ps(_mm512_setzero_ps(), w[o].value, value), w[o].scale, acc[o]);
     }
+    static void prepare_same(const uint16_t* from, int64_t count, X* to) { Dot::prepare(from, 0, count, to); }
     template <class From>
     static void prepare(From from, int64_t count, X* to) {
         for (int64_t i = 0; i < round_up(count, BLOCK); ++i) to[i] = i < count ? float_to_bf16(from(i)) : 0;
     }
 };
 
-// Two blocks at a time. code - zero is looked up: at the place code + 16 - zero of a table of the numbers from -16 to 15.
-template <bool Zeros>
+// What codes of 4 bits mean, in bfloat16, by indices of five bits. MX and EIGHT have their 16 numbers twice, as the fifth
+// bit must not count; ZERO has the numbers from -16 to 15, and is looked up at code + 16 - zero.
+template <Code C>
+struct Numbers {
+    uint16_t value[32];
+    constexpr Numbers() : value() {
+        for (int i = 0; i < 32; ++i) {
+            const float number = C == MX ? CODES[i % 16] : C == EIGHT ? float(i % 16 - 8) : float(i - 16);
+            float size = number < 0 ? -number : number;
+            int exponent = 127;
+            for (; size >= 2; size /= 2) ++exponent;
+            for (; size > 0 && size < 1; size *= 2) --exponent;
+            const bool negative = C == MX ? i % 16 >= 8 : number < 0;  // there are two zeros
+            value[i] = uint16_t((negative ? 0x8000 : 0) | (size > 0 ? exponent << 7 | int((size - 1) * 128) : 0));
+        }
+    }
+};
+template <Code C>
+constexpr Numbers<C> numbers;
+
+// Four blocks at a time: 16 bits have four inputs that follow each other. x is prepared as, for each 128 inputs, every
+// fourth from the first on, then every fourth from the second on, and so on.
+template <Code C, int U>
 struct Avx512::NibblesDot {
     using X = uint16_t;
     using Acc = __m512;
     using Zero = uint16_t;
     static constexpr int bits = 4;
-    static constexpr bool zeros = Zeros;
-    static constexpr int64_t blocks = 2;
-    struct Loaded { __m512bh even, odd; __m512 scale; };
+    static constexpr bool zeros = C == ZERO;
+    static constexpr int64_t blocks = 4, unit = U;
+    static constexpr int64_t step = blocks * BLOCK;
+    struct Loaded { __m512bh value[4]; __m512 scale; };
     static Zero zero_of(uint32_t code) { return Zero(16 - code); }
-    static Loaded load(const uint8_t* w, const float* scale, const Zero* zero, int64_t left) {
-        const __m512i table = _mm512_loadu_si512(NUMBERS);
-        const bool both = left > 1;
-        const __m256i packed = both ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w))
-                                    : _mm256_zextsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w)));
-        __m512 scales = _mm512_set1_ps(scale[0]);
-        if (both) scales = _mm512_mask_broadcastss_ps(scales, 0xff00, _mm_load_ss(scale + 1));
-        __m512i low = _mm512_cvtepu8_epi16(packed), high = _mm512_srli_epi16(low, 4);
-        if (Zeros) {
-            __m512i shift = _mm512_set1_epi16(short(zero[0]));
-            if (both) shift = _mm512_mask_set1_epi16(shift, 0xffff0000u, short(zero[1]));
-            low = _mm512_add_epi16(_mm512_and_si512(low, _mm512_set1_epi16(15)), shift);
-            high = _mm512_add_epi16(high, shift);
+    static Loaded made(__m512i w, __m512 scale, __m512i shift) {
+        const __m512i table = _mm512_loadu_si512(numbers<C>.value), mask = _mm512_set1_epi16(15);
+        __m512i code[4] = {w, _mm512_srli_epi16(w, 4), _mm512_srli_epi16(w, 8), _mm512_srli_epi16(w, 12)};
+        Loaded loaded;
+        loaded.scale = scale;
+        for (int j = 0; j < 4; ++j) {
+            if (zeros) code[j] = _mm512_add_epi16(j < 3 ? _mm512_and_si512(code[j], mask) : code[j], shift);
+            loaded.value[j] = (__m512bh)_mm512_permutexvar_epi16(code[j], table);
         }
-        return {(__m512bh)_mm512_permutexvar_epi16(low, table), (__m512bh)_mm512_permutexvar_epi16(high, table), scales};
+        return loaded;
     }
-    static Acc add_scaled(const Loaded& w, const X* x, Acc acc) {
-        const __m512 part = _mm512_dpbf16_ps(_mm512_setzero_ps(), w.even, load_bf16(x));
-        return _mm512_fmadd_ps(_mm512_dpbf16_ps(part, w.odd, load_bf16(x + 32)), w.scale, acc);
+    // zero has room for a whole step: what is read beyond its end does not count, as the scale is 0 there
+    static Loaded loaded(__m512i w, __m128 scale, const Zero* zero) {
+        const __m512i four = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
+        __m512i shift = w;
+        if (zeros) {
+            const __m512i shifts = _mm512_cvtepu16_epi32(_mm256_castsi128_si256(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(zero))));
+            shift = _mm512_permutexvar_epi32(four, _mm512_or_si512(shifts, _mm512_slli_epi32(shifts, 16)));
+        }
+        return made(w, _mm512_permutexvar_ps(four, _mm512_castps128_ps512(scale)), shift);
+    }
+    static Loaded load(const uint8_t* w, const float* scale, const Zero* zero) {
+        const __m512i packed = _mm512_loadu_si512(w);
+        if (U == 4) return made(packed, _mm512_set1_ps(*scale), zeros ? _mm512_set1_epi16(short(*zero)) : packed);
+        return loaded(packed, _mm_loadu_ps(scale), zero);
+    }
+    static Loaded load_tail(const uint8_t* w, const float* scale, const Zero* zero, int64_t left) {
+        const __m512i packed = _mm512_maskz_loadu_epi8((uint64_t(1) << 16 * left) - 1, w);
+        return loaded(packed, _mm_maskz_loadu_ps(__mmask8((1 << left) - 1), scale), zero);
+    }
+    template <int O>
+    static void add_scaled(const Loaded* w, const X* x, Acc* acc) {
+        __m512 part[O];
+        for (int j = 0; j < 4; ++j) {
+            const __m512bh value = load_bf16(x + 32 * j);
+            for (int o = 0; o < O; ++o) part[o] = _mm512_dpbf16_ps(j ? part[o] : _mm512_setzero_ps(), w[o].value[j], value);
+        }
+        for (int o = 0; o < O; ++o) acc[o] = _mm512_fmadd_ps(part[o], w[o].scale, acc[o]);
+    }
+    static void prepare_same(const uint16_t* from, int64_t count, X* to) {
+        // of two vectors: every fourth from the first and the second on, and from the third and the fourth on
+        alignas(64) uint16_t places[2][32];
+        for (int i = 0; i < 32; ++i) {
+            places[0][i] = uint16_t(4 * (i % 16) + i / 16);
+            places[1][i] = uint16_t(places[0][i] + 2);
+        }
+        const __m512i first = _mm512_load_si512(places[0]), second = _mm512_load_si512(places[1]);
+        for (int64_t begin = 0; begin < count; begin += step, to += step) {
+            uint16_t rest[step];
+            const uint16_t* at = from + begin;
+            if (count - begin < step) {
+                std::memset(rest, 0, sizeof rest);
+                std::memcpy(rest, at, size_t(count - begin) * 2);
+                at = rest;
+            }
+            const __m512i a = _mm512_loadu_si512(at), b = _mm512_loadu_si512(at + 32);
+            const __m512i c = _mm512_loadu_si512(at + 64), d = _mm512_loadu_si512(at + 96);
+            const __m512i low = _mm512_permutex2var_epi16(a, first, b), high = _mm512_permutex2var_epi16(c, first, d);
+            _mm512_storeu_si512(to, _mm512_inserti64x4(low, _mm512_castsi512_si256(high), 1));
+            _mm512_storeu_si512(to + 32, _mm512_shuffle_i64x2(low, high, 0xee));
+            const __m512i low2 = _mm512_permutex2var_epi16(a, second, b), high2 = _mm512_permutex2var_epi16(c, second, d);
+            _mm512_storeu_si512(to + 64, _mm512_inserti64x4(low2, _mm512_castsi512_si256(high2), 1));
+            _mm512_storeu_si512(to + 96, _mm512_shuffle_i64x2(low2, high2, 0xee));
+        }
     }
     template <class From>
-    static void prepare(From from, int64_t count, X* to) { PackedDot::prepare(from, count / BLOCK, to); }
-
-    struct Table {
-        uint16_t value[32];
-        constexpr Table() : value() {
-            for (int i = 0; i < 32; ++i) {  // without zeros the codes from -8, twice, as the fifth bit must not count
-                const int number = Zeros ? i - 16 : i % 16 - 8;
-                int size = number < 0 ? -number : number, exponent = 127;
-                if (!size) continue;
-                for (size *= 128; size >= 256; size /= 2) ++exponent;
-                value[i] = uint16_t((number < 0 ? 0x8000 : 0) | exponent << 7 | (size & 127));
-            }
+    static void prepare(From from, int64_t count, X* to) {
+        for (int64_t begin = 0; begin < count; begin += step) {
+            uint16_t rest[step] = {};
+            for (int64_t i = 0; i < step && begin + i < count; ++i) rest[i] = float_to_bf16(from(begin + i));
+            prepare_same(rest, step, to + begin);
         }
-    };
-    static constexpr Table NUMBERS_TABLE{};
-    static constexpr const uint16_t* NUMBERS = NUMBERS_TABLE.value;
+    }
 };
 
 }  // namespace

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "body.h"
-#include "integers.h"
+#include "groups.h"
 
 namespace quintet {
 namespace {
@@ -15,9 +15,10 @@ struct Entries {
         return size_t(round_up(inputs, Way::step)) * sizeof(typename Way::X);
     }
     template <int T>
-    static size_t packed_bytes_of(int64_t groups) {
-        using Way = typename V::template PackedWay<T>;
-        return size_t((groups + Way::groups - 1) / Way::groups * Way::numbers) * sizeof(typename Way::X);
+    static size_t packed_bytes_of(int64_t groups) { return prepared_bytes<typename V::template Nibbles<T, MX>>(groups * GROUP); }
+    template <int T>
+    static size_t integers_bytes_of(int64_t inputs) {  // for either number of bits
+        return size_t(round_up(inputs, V::template Nibbles<T, EIGHT>::blocks * BLOCK)) * sizeof(typename V::template Bytes<T>::X);
     }
     template <int T>
     static void matvec_prepare_of(const Matvec& m) {
@@ -27,27 +28,21 @@ struct Entries {
     }
     template <int T>
     static void packed_prepare_of(const Packed& m) {
-        using Way = typename V::template PackedWay<T>;
-        for (int64_t r = 0; r < m.rows; ++r) {
-            auto* to = reinterpret_cast<typename Way::X*>(static_cast<char*>(m.prepared) + size_t(r) * packed_bytes_of<T>(m.groups));
-            Way::prepare([&](int64_t i) { return widen<V, T>(m.x, r * m.x_stride + i); }, m.groups, to);
-        }
+        prepare_rows<V, typename V::template Nibbles<T, MX>, T>(m.rows, m.x, m.x_stride, m.groups * GROUP, m.prepared);
+    }
+    template <int T>
+    static void integers_prepare_of(const Integers& m) {
+        if (m.bits == 8) prepare_rows<V, typename V::template Bytes<T>, T>(m.rows, m.x, m.x_stride, m.inputs, m.prepared);
+        else prepare_rows<V, typename V::template Nibbles<T, EIGHT>, T>(m.rows, m.x, m.x_stride, m.inputs, m.prepared);
     }
     template <int T>
     static void experts_prepare_of(const Experts& m) {
-        using Way = typename V::template PackedWay<T>;
-        Way::prepare([&](int64_t i) { return widen<V, T>(m.x, i); }, m.hidden / GROUP, static_cast<typename Way::X*>(m.prepared));
+        prepare_rows<V, typename V::template Nibbles<T, MX>, T>(1, m.x, 0, m.hidden, m.prepared);
     }
     template <int T>
-    static void integers_prepare_of(const Integers& m) { quintet::integers_prepare_of<V, T>(m); }
-    template <int T>
     static void experts_between_of(const Experts& m) {
-        using Way = typename V::template PackedWay<T>;
-        for (int64_t choice = 0; choice < m.chosen; ++choice) {
-            const float* from = m.values + choice * m.inner;
-            char* to = static_cast<char*>(m.prepared_values) + size_t(choice) * packed_bytes_of<T>(m.inner / GROUP);
-            Way::prepare([&](int64_t i) { return from[i]; }, m.inner / GROUP, reinterpret_cast<typename Way::X*>(to));
-        }
+        using Way = typename V::template Nibbles<T, MX>;
+        prepare_rows<V, Way, FP32>(m.chosen, m.values, m.inner, m.inner, m.prepared_values);
     }
 
     static size_t matvec_bytes(int type, int64_t n) {
@@ -57,7 +52,7 @@ struct Entries {
         return type == FP32 ? packed_bytes_of<FP32>(n) : type == BF16 ? packed_bytes_of<BF16>(n) : packed_bytes_of<FP16>(n);
     }
     static size_t integers_bytes(int type, int64_t n) {
-        return type == FP32 ? integers_bytes_of<V, FP32>(n) : type == BF16 ? integers_bytes_of<V, BF16>(n) : integers_bytes_of<V, FP16>(n);
+        return type == FP32 ? integers_bytes_of<FP32>(n) : type == BF16 ? integers_bytes_of<BF16>(n) : integers_bytes_of<FP16>(n);
     }
 #define QUINTET_BY_TYPE(name, Args)                        \
     static void name(const Args& m) {                      \

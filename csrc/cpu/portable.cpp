@@ -68,6 +68,9 @@ struct Portable {
         for (int i = 0; i < width; ++i) made.lane[i] = widen<Portable, T>(from, i);
         return made;
     }
+    static void powers(const uint8_t* from, int64_t count, float* to) {
+        for (int64_t i = 0; i < count; ++i) to[i] = scale_table.value[from[i]];
+    }
     static void unpack(const uint8_t* bytes, vec* to) {
         for (int i = 0; i < int(GROUP_BYTES); ++i) {
             to[i / width].lane[i % width] = CODES[bytes[i] & 15];
@@ -87,11 +90,9 @@ struct Portable {
     template <int T>
     using Way = Widened<Portable, T>;
     template <int T>
-    using PackedWay = PackedWidened<Portable, T>;
-    template <int T>
     using Bytes = BytesWidened<Portable>;
-    template <int T, bool Zeros>
-    using Nibbles = NibblesWidened<Portable, Zeros>;
+    template <int T, Code C, int U = 1>
+    using Nibbles = NibblesWidened<Portable, C>;
 };
 
 }  // namespace
