@@ -23,6 +23,16 @@ struct Avx512 {
         const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
         return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
     }
+    // The same sums, of four at once.
+    static void sum4(const vec* a, float* to) {
+        const __m512 first = _mm512_add_ps(_mm512_shuffle_f32x4(a[0], a[1], 0x44), _mm512_shuffle_f32x4(a[0], a[1], 0xee));
+        const __m512 second = _mm512_add_ps(_mm512_shuffle_f32x4(a[2], a[3], 0x44), _mm512_shuffle_f32x4(a[2], a[3], 0xee));
+        const __m512 four = _mm512_add_ps(_mm512_shuffle_f32x4(first, second, 0x88), _mm512_shuffle_f32x4(first, second, 0xdd));
+        const __m512 two = _mm512_add_ps(four, _mm512_permute_ps(four, 0x4e));
+        const __m512 one = _mm512_add_ps(two, _mm512_movehdup_ps(two));
+        const __m512i ends = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12, 8, 4, 0);
+        _mm_storeu_ps(to, _mm512_castps512_ps128(_mm512_permutexvar_ps(ends, one)));
+    }
     static float half_to_float(uint16_t bits) { return _cvtsh_ss(bits); }
     static uint16_t float_to_half(float value) { return _cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT); }
     template <int T>
@@ -96,7 +106,8 @@ struct Avx512::Dot {
     using X = uint16_t;
     using Acc = __m512;
     using Loaded = __m512bh;
-    static constexpr int64_t step = 32;
+    using Values = Loaded;
+    static constexpr int64_t step = 32, numbers = step;
     static Loaded load(const W* w) { return load_bf16(w); }
     static Loaded load_tail(const W* w, int64_t count) {
         return (__m512bh)_mm512_maskz_loadu_epi16(__mmask32((uint64_t(1) << count) - 1), w);
@@ -115,16 +126,18 @@ struct Avx512::BytesDot {
     using Zero = float;
     static constexpr int bits = 8;
     static constexpr bool zeros = false;
-    static constexpr int64_t blocks = 1, unit = 1;
+    static constexpr int64_t blocks = 1, unit = 1, numbers = BLOCK;
+    static constexpr int tile_outputs = 2;
+    using Values = __m512bh;
     struct Loaded { __m512bh value; __m512 scale; };
-    static Loaded load(const uint8_t* w) {
+    static Values load(const uint8_t* w) {
         vec value[2];
         bytes(w, value);
-        return {_mm512_cvtne2ps_pbh(value[1], value[0]), _mm512_setzero_ps()};
+        return _mm512_cvtne2ps_pbh(value[1], value[0]);
     }
-    static Loaded load(const uint8_t* w, const float* scale, const Zero*) { return {load(w).value, _mm512_set1_ps(*scale)}; }
+    static Loaded load(const uint8_t* w, const float* scale, const Zero*) { return {load(w), _mm512_set1_ps(*scale)}; }
     static Loaded load_tail(const uint8_t* w, const float* scale, const Zero* zero, int64_t) { return load(w, scale, zero); }
-    static Acc add(const Loaded& w, const X* x, Acc acc) { return _mm512_dpbf16_ps(acc, w.value, load_bf16(x)); }
+    static Acc add(Values w, const X* x, Acc acc) { return _mm512_dpbf16_ps(acc, w, load_bf16(x)); }
     template <int O>
     static void add_scaled(const Loaded* w, const X* x, Acc* acc) {
         const __m512bh value = load_bf16(x);
@@ -156,7 +169,7 @@ struct Numbers {
     }
 };
 template <Code C>
-constexpr Numbers<C> numbers;
+constexpr Numbers<C> number_table;
 
 // Four blocks at a time: 16 bits have four inputs that follow each other. x is prepared as, for each 128 inputs, every
 // fourth from the first on, then every fourth from the second on, and so on.
@@ -167,12 +180,12 @@ struct Avx512::NibblesDot {
     using Zero = uint16_t;
     static constexpr int bits = 4;
     static constexpr bool zeros = C == ZERO;
-    static constexpr int64_t blocks = 4, unit = U;
-    static constexpr int64_t step = blocks * BLOCK;
+    static constexpr int64_t blocks = 4, unit = U, step = blocks * BLOCK, numbers = step;
+    static constexpr int tile_outputs = 2;
     struct Loaded { __m512bh value[4]; __m512 scale; };
     static Zero zero_of(uint32_t code) { return Zero(16 - code); }
     static Loaded made(__m512i w, __m512 scale, __m512i shift) {
-        const __m512i table = _mm512_loadu_si512(numbers<C>.value), mask = _mm512_set1_epi16(15);
+        const __m512i table = _mm512_loadu_si512(number_table<C>.value), mask = _mm512_set1_epi16(15);
         __m512i code[4] = {w, _mm512_srli_epi16(w, 4), _mm512_srli_epi16(w, 8), _mm512_srli_epi16(w, 12)};
         Loaded loaded;
         loaded.scale = scale;

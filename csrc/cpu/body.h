@@ -70,7 +70,8 @@ struct Widened {
     using X = float;
     using Acc = typename V::vec;
     using Loaded = typename V::vec;
-    static constexpr int64_t step = V::width;
+    using Values = Loaded;
+    static constexpr int64_t step = V::width, numbers = step;
     static Loaded load(const W* w) { return V::template load<T>(w); }
     static Loaded load_tail(const W* w, int64_t count) {
         W padded[step] = {};
@@ -126,8 +127,11 @@ void matvec_rows(const Matvec& m, int64_t begin, int64_t end) {
     for (; output < end; ++output) matvec_block<V, Way, R, 1>(m, output, done);
 }
 
+template <class V, class Way>
+void matvec_many(const Matvec& m, int64_t begin, int64_t end, void* memory);  // in many.h
+
 template <class V, int T>
-void matvec_of(const Matvec& m, int64_t begin, int64_t end) {
+void matvec_of(const Matvec& m, int64_t begin, int64_t end, void* memory) {
     using Way = typename V::template Way<T>;
     switch (m.rows) {
         case 1: return matvec_rows<V, Way, T, 1>(m, begin, end);
@@ -138,6 +142,7 @@ void matvec_of(const Matvec& m, int64_t begin, int64_t end) {
         case 6: return matvec_rows<V, Way, T, 6>(m, begin, end);
         case 7: return matvec_rows<V, Way, T, 7>(m, begin, end);
         case 8: return matvec_rows<V, Way, T, 8>(m, begin, end);
+        default: return matvec_many<V, Way>(m, begin, end, memory);
     }
 }
 

@@ -1,8 +1,11 @@
 // What a level offers, made of the products over its vector type: one entry for each type of the numbers.
 #pragma once
 
+#include <initializer_list>
+
 #include "body.h"
 #include "groups.h"
+#include "many.h"
 
 namespace quintet {
 namespace {
@@ -17,9 +20,7 @@ struct Entries {
     template <int T>
     static size_t packed_bytes_of(int64_t groups) { return prepared_bytes<typename V::template Nibbles<T, MX>>(groups * GROUP); }
     template <int T>
-    static size_t integers_bytes_of(int64_t inputs) {  // for either number of bits
-        return size_t(round_up(inputs, V::template Nibbles<T, EIGHT>::blocks * BLOCK)) * sizeof(typename V::template Bytes<T>::X);
-    }
+    static size_t bytes_bytes_of(int64_t inputs) { return prepared_bytes<typename V::template Bytes<T>>(inputs); }
     template <int T>
     static void matvec_prepare_of(const Matvec& m) {
         using Way = typename V::template Way<T>;
@@ -45,14 +46,31 @@ struct Entries {
         prepare_rows<V, Way, FP32>(m.chosen, m.values, m.inner, m.inner, m.prepared_values);
     }
 
-    static size_t matvec_bytes(int type, int64_t n) {
-        return type == FP32 ? matvec_bytes_of<FP32>(n) : type == BF16 ? matvec_bytes_of<BF16>(n) : matvec_bytes_of<FP16>(n);
+    template <int T>
+    static size_t matvec_memory_of(int64_t inputs) { return many_bytes<Channel<typename V::template Way<T>>>(inputs); }
+    template <int T>
+    static size_t packed_memory_of(int64_t groups) { return many_bytes<typename V::template Nibbles<T, MX>>(groups * GROUP); }
+    template <int T>
+    static size_t integers_memory_of(int64_t inputs) {  // whatever the format
+        size_t most = many_bytes<typename V::template Nibbles<T, ZERO>>(inputs);
+        for (size_t bytes : {many_bytes<typename V::template Bytes<T>>(inputs), many_bytes<Channel<typename V::template Bytes<T>>>(inputs)})
+            if (bytes > most) most = bytes;
+        return most;
     }
-    static size_t packed_bytes(int type, int64_t n) {
-        return type == FP32 ? packed_bytes_of<FP32>(n) : type == BF16 ? packed_bytes_of<BF16>(n) : packed_bytes_of<FP16>(n);
+
+#define QUINTET_SIZE(name)                                  \
+    static size_t name(int type, int64_t n) {               \
+        return type == FP32 ? name##_of<FP32>(n) : type == BF16 ? name##_of<BF16>(n) : name##_of<FP16>(n); \
     }
-    static size_t integers_bytes(int type, int64_t n) {
-        return type == FP32 ? integers_bytes_of<FP32>(n) : type == BF16 ? integers_bytes_of<BF16>(n) : integers_bytes_of<FP16>(n);
+    QUINTET_SIZE(matvec_bytes)
+    QUINTET_SIZE(matvec_memory)
+    QUINTET_SIZE(packed_bytes)
+    QUINTET_SIZE(packed_memory)
+    QUINTET_SIZE(bytes_bytes)
+    QUINTET_SIZE(integers_memory)
+#undef QUINTET_SIZE
+    static size_t integers_bytes(int bits, int type, int64_t inputs) {
+        return bits == 8 ? bytes_bytes(type, inputs) : packed_bytes(type, inputs / GROUP);
     }
 #define QUINTET_BY_TYPE(name, Args)                        \
     static void name(const Args& m) {                      \
@@ -66,22 +84,28 @@ struct Entries {
     QUINTET_BY_TYPE(experts_prepare, Experts)
     QUINTET_BY_TYPE(experts_between, Experts)
 #undef QUINTET_BY_TYPE
-#define QUINTET_BY_TYPE(name, of, Args)                                      \
-    static void name(const Args& m, int64_t begin, int64_t end) {            \
-        if (m.type == FP32) of<V, FP32>(m, begin, end);                      \
-        else if (m.type == BF16) of<V, BF16>(m, begin, end);                 \
-        else of<V, FP16>(m, begin, end);                                     \
+#define QUINTET_BY_TYPE(name, Args, more, given)                             \
+    static void name(const Args& m, int64_t begin, int64_t end more) {       \
+        if (m.type == FP32) name##_of<V, FP32>(m, begin, end given);         \
+        else if (m.type == BF16) name##_of<V, BF16>(m, begin, end given);    \
+        else name##_of<V, FP16>(m, begin, end given);                        \
     }
-    QUINTET_BY_TYPE(matvec, matvec_of, Matvec)
-    QUINTET_BY_TYPE(packed, packed_of, Packed)
-    QUINTET_BY_TYPE(integers, integers_of, Integers)
-    QUINTET_BY_TYPE(experts_inner, experts_inner_of, Experts)
-    QUINTET_BY_TYPE(experts_outer, experts_outer_of, Experts)
+#define QUINTET_MEMORY , void* memory
+#define QUINTET_GIVEN , memory
+    QUINTET_BY_TYPE(matvec, Matvec, QUINTET_MEMORY, QUINTET_GIVEN)
+    QUINTET_BY_TYPE(packed, Packed, QUINTET_MEMORY, QUINTET_GIVEN)
+    QUINTET_BY_TYPE(integers, Integers, QUINTET_MEMORY, QUINTET_GIVEN)
+    QUINTET_BY_TYPE(experts_inner, Experts, , )
+    QUINTET_BY_TYPE(experts_outer, Experts, , )
+#undef QUINTET_MEMORY
+#undef QUINTET_GIVEN
 #undef QUINTET_BY_TYPE
 
     static constexpr Level level(const char* name) {
-        return {name, matvec_bytes, matvec_prepare, matvec, packed_bytes, packed_prepare, packed,
-                integers_bytes, integers_prepare, integers,
+        return {name,
+                matvec_bytes, matvec_prepare, matvec_memory, matvec,
+                packed_bytes, packed_prepare, packed_memory, packed,
+                integers_bytes, integers_prepare, integers_memory, integers,
                 experts_prepare, experts_inner, experts_between, experts_outer};
     }
 };

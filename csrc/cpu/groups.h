@@ -52,20 +52,24 @@ struct BytesWidened {  // 8 bits, float32 arithmetic; x in its own order
     static constexpr bool zeros = false;
     static constexpr int64_t blocks = 1;  // in a step
     static constexpr int64_t unit = 1;    // blocks that share a scale, as far as is known here
+    static constexpr int64_t numbers = BLOCK;
+    static constexpr int tile_outputs = 2;
     static constexpr int vectors = int(BLOCK / V::width);
+    struct Values { typename V::vec value[vectors]; };
     struct Loaded { typename V::vec value[vectors], scale; };
-    static Loaded load(const uint8_t* w) {
-        Loaded loaded;
-        V::bytes(w, loaded.value);
-        return loaded;
+    static Values load(const uint8_t* w) {
+        Values values;
+        V::bytes(w, values.value);
+        return values;
     }
     static Loaded load(const uint8_t* w, const float* scale, const Zero*) {
-        Loaded loaded = load(w);
+        Loaded loaded;
+        V::bytes(w, loaded.value);
         loaded.scale = V::set1(*scale);
         return loaded;
     }
     static Loaded load_tail(const uint8_t* w, const float* scale, const Zero* zero, int64_t) { return load(w, scale, zero); }
-    static Acc add(const Loaded& w, const X* x, Acc acc) {
+    static Acc add(const Values& w, const X* x, Acc acc) {
         for (int v = 0; v < vectors; ++v) acc = V::fma(w.value[v], V::loadf(x + v * V::width), acc);
         return acc;
     }
@@ -93,7 +97,8 @@ struct NibblesWidened {
     using Zero = float;
     static constexpr int bits = 4;
     static constexpr bool zeros = C == ZERO;
-    static constexpr int64_t blocks = 1, unit = 1;
+    static constexpr int64_t blocks = 1, unit = 1, numbers = BLOCK;
+    static constexpr int tile_outputs = 2;
     static constexpr int vectors = int(BLOCK / V::width);
     struct Loaded { typename V::vec value[vectors], scale; };
     static Zero zero_of(uint32_t code) { return float(code); }
@@ -275,7 +280,7 @@ inline void channel_block(const Integers& m, int64_t output, Done done) {
     const auto* x = static_cast<const typename Way::X*>(m.prepared);
     const uint8_t* w[O];
     typename Way::Acc acc[O][R];
-    typename Way::Loaded loaded[O];
+    typename Way::Values loaded[O];
     for (int o = 0; o < O; ++o) {
         w[o] = m.weight + (output + o) * m.inputs;
         for (int r = 0; r < R; ++r) acc[o][r] = V::zero();
@@ -331,9 +336,15 @@ void mx_rows(const Packed& m, int64_t begin, int64_t end) {
     grouped_range<V, Way, R>(MxSource{m.blocks, m.scales, m.groups}, m.prepared, begin, end, done);
 }
 
+// in many.h
+template <class V, class Way>
+void integers_many(const Integers& m, int64_t begin, int64_t end, void* memory);
+template <class V, class Way>
+void mx_many(const Packed& m, int64_t begin, int64_t end, void* memory);
+
 #define QUINTET_BY_ROWS(name, Args)                                     \
     template <class V, class Way>                                       \
-    void name##_way(const Args& m, int64_t begin, int64_t end) {        \
+    void name##_way(const Args& m, int64_t begin, int64_t end, void* memory) { \
         switch (m.rows) {                                               \
             case 1: return name##_rows<V, Way, 1>(m, begin, end);       \
             case 2: return name##_rows<V, Way, 2>(m, begin, end);       \
@@ -343,6 +354,7 @@ void mx_rows(const Packed& m, int64_t begin, int64_t end) {
             case 6: return name##_rows<V, Way, 6>(m, begin, end);       \
             case 7: return name##_rows<V, Way, 7>(m, begin, end);       \
             case 8: return name##_rows<V, Way, 8>(m, begin, end);       \
+            default: return name##_many<V, Way>(m, begin, end, memory); \
         }                                                               \
     }
 QUINTET_BY_ROWS(integers, Integers)
@@ -350,19 +362,19 @@ QUINTET_BY_ROWS(mx, Packed)
 #undef QUINTET_BY_ROWS
 
 template <class V, int T>
-void packed_of(const Packed& m, int64_t begin, int64_t end) {
-    mx_way<V, typename V::template Nibbles<T, MX>>(m, begin, end);
+void packed_of(const Packed& m, int64_t begin, int64_t end, void* memory) {
+    mx_way<V, typename V::template Nibbles<T, MX>>(m, begin, end, memory);
 }
 
 template <class V, int T>
-void integers_of(const Integers& m, int64_t begin, int64_t end) {
-    if (m.bits == 8) integers_way<V, typename V::template Bytes<T>>(m, begin, end);
+void integers_of(const Integers& m, int64_t begin, int64_t end, void* memory) {
+    if (m.bits == 8) integers_way<V, typename V::template Bytes<T>>(m, begin, end, memory);
     else if (m.group % 128 == 0) {
-        if (m.zeros) integers_way<V, typename V::template Nibbles<T, ZERO, 4>>(m, begin, end);
-        else integers_way<V, typename V::template Nibbles<T, EIGHT, 4>>(m, begin, end);
+        if (m.zeros) integers_way<V, typename V::template Nibbles<T, ZERO, 4>>(m, begin, end, memory);
+        else integers_way<V, typename V::template Nibbles<T, EIGHT, 4>>(m, begin, end, memory);
     } else {
-        if (m.zeros) integers_way<V, typename V::template Nibbles<T, ZERO>>(m, begin, end);
-        else integers_way<V, typename V::template Nibbles<T, EIGHT>>(m, begin, end);
+        if (m.zeros) integers_way<V, typename V::template Nibbles<T, ZERO>>(m, begin, end, memory);
+        else integers_way<V, typename V::template Nibbles<T, EIGHT>>(m, begin, end, memory);
     }
 }
 

@@ -1,6 +1,6 @@
 // What a level of instructions offers: plain functions over raw pointers, without threads, by ranges of outputs.
 //
-// Letters: rows R of x, 1 to 8; inputs and outputs of a weight; groups G of 32 inputs; k experts of inner width F.
+// Letters: rows R of x; inputs and outputs of a weight; groups G of 32 inputs; k experts of inner width F.
 #pragma once
 
 #include <cstddef>
@@ -10,7 +10,7 @@ namespace quintet {
 
 enum Type : int { FP32 = 0, BF16 = 1, FP16 = 2 };
 
-constexpr int MOST_ROWS = 8;
+constexpr int64_t FEW_ROWS = 8;       // up to here weights are unpacked for each call of a range
 constexpr int64_t GROUP = 32;        // numbers that share a scale in MXFP4
 constexpr int64_t GROUP_BYTES = 16;  // two numbers in a byte, the first in its low half
 
@@ -79,13 +79,17 @@ struct Level {
     // Bytes that one row of `inputs` takes when prepared, a multiple of 64.
     size_t (*matvec_bytes)(int type, int64_t inputs);
     void (*matvec_prepare)(const Matvec&);
-    void (*matvec)(const Matvec&, int64_t begin, int64_t end);
+    // Bytes of memory that a thread needs for more than FEW_ROWS rows.
+    size_t (*matvec_memory)(int type, int64_t inputs);
+    void (*matvec)(const Matvec&, int64_t begin, int64_t end, void* memory);
     size_t (*packed_bytes)(int type, int64_t groups);
     void (*packed_prepare)(const Packed&);
-    void (*packed)(const Packed&, int64_t begin, int64_t end);
-    size_t (*integers_bytes)(int type, int64_t inputs);
+    size_t (*packed_memory)(int type, int64_t groups);
+    void (*packed)(const Packed&, int64_t begin, int64_t end, void* memory);
+    size_t (*integers_bytes)(int bits, int type, int64_t inputs);
     void (*integers_prepare)(const Integers&);
-    void (*integers)(const Integers&, int64_t begin, int64_t end);
+    size_t (*integers_memory)(int type, int64_t inputs);
+    void (*integers)(const Integers&, int64_t begin, int64_t end, void* memory);
     void (*experts_prepare)(const Experts&);
     void (*experts_inner)(const Experts&, int64_t begin, int64_t end);  // of k * F
     void (*experts_between)(const Experts&);

@@ -21,6 +21,8 @@
 namespace quintet {
 namespace {
 
+enum Result : int { DONE = 0, BAD_SIZE = 1, NO_MEMORY = 2, BAD_EXPERT = 3 };
+
 const Level* level = nullptr;
 
 // ---- threads -----------------------------------------------------------------------------------------------------
@@ -53,19 +55,26 @@ void find_threads() {
     pthread_atfork(nullptr, nullptr, [] { forked.store(true); });
 }
 
+// As Work, with memory of the thread's own.
+using Worker = void (*)(const void*, int64_t, int64_t, void*);
+
 struct Job {
-    Work work;
+    Worker work;
     const void* arguments;
     int64_t total, chunk;
+    char* memory;
+    size_t memory_each;
     std::atomic<int64_t> next;
+    std::atomic<size_t> threads;
 };
 
 void run_job(void* data) {
     Job& job = *static_cast<Job*>(data);
+    char* memory = job.memory + job.memory_each * job.threads.fetch_add(1, std::memory_order_relaxed);
     for (;;) {
         const int64_t begin = job.next.fetch_add(job.chunk, std::memory_order_relaxed);
         if (begin >= job.total) return;
-        job.work(job.arguments, begin, begin + job.chunk < job.total ? begin + job.chunk : job.total);
+        job.work(job.arguments, begin, begin + job.chunk < job.total ? begin + job.chunk : job.total, memory);
     }
 }
 
@@ -167,13 +176,41 @@ void share(Work work, const void* arguments, int64_t total, int64_t bytes_each, 
     }
     if (team && (total + chunk - 1) / chunk < int64_t(Team::MASK) / 2) return team->run(work, arguments, total, chunk);
     const int64_t pieces = (total + chunk - 1) / chunk;
-    Job job{work, arguments, total, chunk, {0}};
+    struct Call { Work work; const void* arguments; } call{work, arguments};
+    Job job{[](const void* data, int64_t begin, int64_t end, void*) {
+                static_cast<const Call*>(data)->work(static_cast<const Call*>(data)->arguments, begin, end);
+            },
+            &call, total, chunk, nullptr, 0, {0}, {0}};
     parallel(run_job, &job, unsigned(threads < pieces ? threads : pieces), 0);
 }
 
 const Level* chosen_level() { return level; }
 
 namespace {
+
+// How many threads are worth it, and what each takes at a time.
+struct Plan {
+    int64_t threads, chunk;
+};
+
+Plan plan(int64_t total, int64_t bytes_each, int64_t threads) {
+    int64_t piece = total * bytes_each / (8 * (threads > 1 ? threads : 1));
+    piece = piece < SMALLEST ? SMALLEST : piece > LARGEST ? LARGEST : piece;
+    int64_t chunk = piece / (bytes_each > 0 ? bytes_each : 1) / 4 * 4;
+    if (chunk < 4) chunk = 4;
+    if (threads <= 1 || !parallel || forked.load(std::memory_order_relaxed) || total * bytes_each < WORTH) return {1, chunk};
+    const int64_t pieces = (total + chunk - 1) / chunk;
+    return {threads < pieces ? threads : pieces, chunk};
+}
+
+void share_with(Worker work, const void* arguments, int64_t total, Plan plan, char* memory = nullptr, size_t memory_each = 0) {
+    if (plan.threads <= 1) {
+        if (total > 0) work(arguments, 0, total, memory);
+        return;
+    }
+    Job job{work, arguments, total, plan.chunk, memory, memory_each, {0}, {0}};
+    parallel(run_job, &job, unsigned(plan.threads), 0);
+}
 
 // Memory for what x is prepared as: kept for the next call of the same thread.
 struct Scratch {
@@ -217,11 +254,66 @@ bool has_level(const char* name) {
 
 int64_t element_bytes(int type) { return type == FP32 ? 4 : 2; }
 
+constexpr int64_t PANEL = 1024;  // rows at a time: what they are prepared as takes memory
 constexpr int64_t MOST = int64_t(1) << 40;  // of any size: products of two stay in range
 
 bool sane(int type, int64_t rows, int64_t inputs, int64_t outputs) {
-    return level && type >= FP32 && type <= FP16 && rows >= 1 && rows <= MOST_ROWS && inputs >= 1 && inputs < MOST &&
+    return level && type >= FP32 && type <= FP16 && rows >= 1 && rows < MOST && inputs >= 1 && inputs < MOST &&
            outputs >= 0 && outputs < MOST;
+}
+
+// Products of some rows of x and a weight: x is prepared, and outputs are shared among threads. `m.prepared` is filled in.
+template <class M>
+int panel(M& m, size_t prepared, void (*prepare)(const M&), size_t memory, void (*work)(const M&, int64_t, int64_t, void*),
+            int64_t bytes_each, int64_t threads) {
+    const bool many = m.rows > FEW_ROWS;
+    Plan planned = plan(m.outputs, bytes_each, threads);
+    if (many) {  // arithmetic is the limit: pieces of equal size
+        const int64_t size = m.outputs / (4 * (threads > 1 ? threads : 1)) / 12 * 12;
+        planned.chunk = size < 12 ? 12 : size > 96 ? 96 : size;
+        const int64_t pieces = (m.outputs + planned.chunk - 1) / planned.chunk;
+        if (planned.threads > pieces) planned.threads = pieces;
+    }
+    const size_t of_x = aligned(prepared * size_t(m.rows)), each = many ? aligned(memory) : 0;
+    char* room = scratch.get(of_x + each * size_t(planned.threads));
+    if (!room) return NO_MEMORY;
+    m.prepared = room;
+    if (many && planned.threads > 1) {
+        struct Rows { const M* m; void (*prepare)(const M&); size_t each; int64_t x_bytes; } rows{&m, prepare, prepared, m.x_stride * element_bytes(m.type)};
+        share(
+            [](const void* a, int64_t begin, int64_t end, void*) {
+                const Rows& rows = *static_cast<const Rows*>(a);
+                M part = *rows.m;
+                part.rows = end - begin;
+                part.x = static_cast<const char*>(part.x) + begin * rows.x_bytes;
+                part.prepared = static_cast<char*>(part.prepared) + size_t(begin) * rows.each;
+                rows.prepare(part);
+            },
+            &rows, m.rows, Plan{planned.threads, 4});
+    } else {
+        prepare(m);
+    }
+    struct Call { const M* m; void (*work)(const M&, int64_t, int64_t, void*); } call{&m, work};
+    share(
+        [](const void* a, int64_t begin, int64_t end, void* memory) {
+            static_cast<const Call*>(a)->work(*static_cast<const Call*>(a)->m, begin, end, memory);
+        },
+        &call, m.outputs, planned, room + of_x, each);
+    return DONE;
+}
+
+template <class M>
+int product(const M& all, size_t prepared, void (*prepare)(const M&), size_t memory,
+            void (*work)(const M&, int64_t, int64_t, void*), int64_t bytes_each, int64_t threads) {
+    const int64_t size = element_bytes(all.type);
+    for (int64_t first = 0; first < all.rows; first += PANEL) {
+        M m = all;
+        m.rows = all.rows - first < PANEL ? all.rows - first : PANEL;
+        m.x = static_cast<const char*>(all.x) + first * all.x_stride * size;
+        m.out = static_cast<char*>(all.out) + first * all.outputs * size;
+        if (const int code = panel(m, prepared, prepare, memory, work, bytes_each, threads)) return code;
+    }
+    return DONE;
 }
 
 }  // namespace
@@ -231,10 +323,8 @@ using namespace quintet;
 
 extern "C" {
 
-enum Result : int { DONE = 0, BAD_SIZE = 1, NO_MEMORY = 2, BAD_EXPERT = 3 };
-
 // Changes with every change of the functions below; the loader compares it with what it was written for.
-int quintet_version() { return 2; }
+int quintet_version() { return 3; }
 
 // 1: this CPU has the level; 0: it lacks it; -1: there is none of that name in this build.
 int quintet_has(const char* name) { return find_level(name) ? has_level(name) : -1; }
@@ -254,12 +344,8 @@ int quintet_matvec(int type, int64_t rows, int64_t inputs, int64_t outputs, cons
                    const void* x, int64_t x_stride, const void* bias, void* out, int64_t threads) {
     if (!sane(type, rows, inputs, outputs) || weight_stride < 0 || x_stride < 0) return BAD_SIZE;
     Matvec m{type, rows, inputs, outputs, weight, weight_stride, x, x_stride, bias, out, nullptr};
-    m.prepared = scratch.get(level->matvec_bytes(type, inputs) * size_t(rows));
-    if (!m.prepared) return NO_MEMORY;
-    level->matvec_prepare(m);
-    share([](const void* a, int64_t begin, int64_t end) { level->matvec(*static_cast<const Matvec*>(a), begin, end); },
-          &m, outputs, inputs * element_bytes(type), threads);
-    return DONE;
+    return product(m, level->matvec_bytes(type, inputs), level->matvec_prepare, level->matvec_memory(type, inputs), level->matvec,
+                   inputs * element_bytes(type), threads);
 }
 
 int quintet_mxfp4_matvec(int type, int64_t rows, int64_t groups, int64_t outputs, const uint8_t* blocks,
@@ -267,12 +353,8 @@ int quintet_mxfp4_matvec(int type, int64_t rows, int64_t groups, int64_t outputs
                          int64_t threads) {
     if (!sane(type, rows, groups, outputs) || x_stride < 0) return BAD_SIZE;
     Packed m{type, rows, groups, outputs, blocks, scales, x, x_stride, bias, out, nullptr};
-    m.prepared = scratch.get(level->packed_bytes(type, groups) * size_t(rows));
-    if (!m.prepared) return NO_MEMORY;
-    level->packed_prepare(m);
-    share([](const void* a, int64_t begin, int64_t end) { level->packed(*static_cast<const Packed*>(a), begin, end); },
-          &m, outputs, groups * (GROUP_BYTES + 1), threads);
-    return DONE;
+    return product(m, level->packed_bytes(type, groups), level->packed_prepare, level->packed_memory(type, groups), level->packed,
+                   groups * (GROUP_BYTES + 1), threads);
 }
 
 int quintet_integers(int bits, int type, int scale_type, int64_t rows, int64_t inputs, int64_t outputs, int64_t group,
@@ -282,12 +364,8 @@ int quintet_integers(int bits, int type, int scale_type, int64_t rows, int64_t i
     if ((bits != 4 && bits != 8) || (bits == 8 && zeros) || group < 1 || group > inputs || inputs % group) return BAD_SIZE;
     if (group % 32 && (bits == 4 || group != inputs)) return BAD_SIZE;
     Integers m{type, bits, scale_type, rows, inputs, outputs, group, weight, scales, zeros, x, x_stride, bias, out, nullptr};
-    m.prepared = scratch.get(level->integers_bytes(type, inputs) * size_t(rows));
-    if (!m.prepared) return NO_MEMORY;
-    level->integers_prepare(m);
-    share([](const void* a, int64_t begin, int64_t end) { level->integers(*static_cast<const Integers*>(a), begin, end); },
-          &m, outputs, inputs * bits / 8 + inputs / group * element_bytes(scale_type), threads);
-    return DONE;
+    return product(m, level->integers_bytes(bits, type, inputs), level->integers_prepare, level->integers_memory(type, inputs),
+                   level->integers, inputs * bits / 8 + inputs / group * element_bytes(scale_type), threads);
 }
 
 // One row; `indices` and `weights` in the order of the sum.
@@ -311,11 +389,11 @@ int quintet_mxfp4_experts(int type, int64_t experts, int64_t chosen, int64_t hid
     m.values = reinterpret_cast<float*>(memory + of_x);
     m.prepared_values = memory + of_x + of_values;
     level->experts_prepare(m);
-    share([](const void* a, int64_t begin, int64_t end) { level->experts_inner(*static_cast<const Experts*>(a), begin, end); },
-          &m, chosen * inner, 2 * (hidden / GROUP) * (GROUP_BYTES + 1), threads);
+    share([](const void* a, int64_t begin, int64_t end, void*) { level->experts_inner(*static_cast<const Experts*>(a), begin, end); },
+          &m, chosen * inner, plan(chosen * inner, 2 * (hidden / GROUP) * (GROUP_BYTES + 1), threads));
     level->experts_between(m);
-    share([](const void* a, int64_t begin, int64_t end) { level->experts_outer(*static_cast<const Experts*>(a), begin, end); },
-          &m, hidden, chosen * (inner / GROUP) * (GROUP_BYTES + 1), threads);
+    share([](const void* a, int64_t begin, int64_t end, void*) { level->experts_outer(*static_cast<const Experts*>(a), begin, end); },
+          &m, hidden, plan(hidden, chosen * (inner / GROUP) * (GROUP_BYTES + 1), threads));
     return DONE;
 }
 

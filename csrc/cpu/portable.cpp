@@ -32,6 +32,9 @@ struct Portable {
     static float sum(vec a) {
         return ((a.lane[0] + a.lane[4]) + (a.lane[2] + a.lane[6])) + ((a.lane[1] + a.lane[5]) + (a.lane[3] + a.lane[7]));
     }
+    static void sum4(const vec* a, float* to) {
+        for (int i = 0; i < 4; ++i) to[i] = sum(a[i]);
+    }
     static float half_to_float(uint16_t bits) {
         const uint32_t sign = uint32_t(bits & 0x8000) << 16, exponent = (bits >> 10) & 31, mantissa = bits & 1023;
         uint32_t wide;

@@ -19,7 +19,7 @@ from quintet.kernels.integers import (
     native_int8_linear,
     round_activations,
 )
-from quintet.kernels.loader import MOST_ROWS, library, status
+from quintet.kernels.loader import FEW_ROWS, library, status
 from quintet.kernels.packing import (
     dequantize_int4,
     dequantize_int8,
@@ -37,6 +37,8 @@ BOUNDS = {torch.float32: 2e-6, torch.bfloat16: 4e-3, torch.float16: 6e-4}
 # out, in, group of weights of 4 bits; the long ones have more scales than are widened at a time
 NIBBLES = ((1, 32, 32), (5, 96, 32), (70, 256, 128), (33, 96, 96), (11, 8288, 32), (3, 16640, 128))
 BYTES = ((1, 1, None), (9, 31, None), (70, 257, None), (5, 96, 32), (18, 96, 96), (33, 256, 128), (11, 8288, 32))
+# Numbers of rows: each of the few, and many, the last in no tile's multiple.
+ROWS = (*range(1, FEW_ROWS + 1), 9, 12, 33)
 needs_native = pytest.mark.skipif(library() is None, reason=f"no native kernels: {status().reason}")
 
 
@@ -58,23 +60,25 @@ def check_everything() -> None:
     for at, dtype in enumerate(DTYPES):
         for outputs, inputs, group in NIBBLES:
             scale_dtype = DTYPES[(at + outputs) % 3]
-            x, bias = torch.randn(MOST_ROWS, inputs).to(dtype), torch.randn(outputs).to(dtype)
+            x, bias = torch.randn(max(ROWS), inputs).to(dtype), torch.randn(outputs).to(dtype)
             for symmetric in (True, False):
                 given = quantize_int4(numbers(outputs, inputs), group, symmetric, scale_dtype)
                 exact = x.double() @ dequantize_int4(*given, torch.float64).t() + bias.double()
-                for rows in range(1, MOST_ROWS + 1):
+                alone = torch.cat([native_int4_linear(row, *given, bias) for row in x.split(1)])
+                for rows in ROWS:
                     got = native_int4_linear(x[:rows], *given, bias)
                     near(got, exact[:rows])
-                    assert torch.equal(got[:1], native_int4_linear(x[:1], *given, bias)), "a row depends on its batch"
+                    assert torch.equal(got, alone[:rows]), "a row depends on its batch"
         for outputs, inputs, group in BYTES:
-            x, bias = torch.randn(MOST_ROWS, inputs).to(dtype), torch.randn(outputs).to(dtype)
+            x, bias = torch.randn(max(ROWS), inputs).to(dtype), torch.randn(outputs).to(dtype)
             weight, scale = quantize_int8(numbers(outputs, inputs), group, DTYPES[(at + outputs) % 3])
             exact = x.double() @ dequantize_int8(weight, scale, torch.float64).t()
-            for rows in range(1, MOST_ROWS + 1):
+            alone = torch.cat([native_int8_linear(row, weight, scale) for row in x.split(1)])
+            for rows in ROWS:
                 near(native_int8_linear(x[:rows], weight, scale, bias), exact[:rows] + bias.double())
                 got = native_int8_linear(x[:rows], weight, scale)
                 near(got, exact[:rows])
-                assert torch.equal(got[:1], native_int8_linear(x[:1], weight, scale)), "a row depends on its batch"
+                assert torch.equal(got, alone[:rows]), "a row depends on its batch"
 
 
 @needs_native
@@ -98,12 +102,12 @@ def test_every_code_is_exact(dtype: torch.dtype, symmetric: bool) -> None:
     packed, scale = pack_int4(codes), torch.full((16, 1), 0.5, dtype=dtype)
     exact = dequantize_int4(packed, scale, zeros)
     weight = torch.arange(-128, 128, dtype=torch.int8).view(8, 32)
-    for begin in range(0, 32, MOST_ROWS):
-        x = torch.eye(32, dtype=dtype)[begin : begin + MOST_ROWS]
-        assert torch.equal(native_int4_linear(x, packed, scale, zeros), exact[:, begin : begin + MOST_ROWS].t())
+    for begin in range(0, 32, FEW_ROWS):
+        x = torch.eye(32, dtype=dtype)[begin : begin + FEW_ROWS]
+        assert torch.equal(native_int4_linear(x, packed, scale, zeros), exact[:, begin : begin + FEW_ROWS].t())
         for groups in (scale[:8], scale[:8, 0]):
             got = native_int8_linear(x, weight, groups)
-            assert torch.equal(got, dequantize_int8(weight, groups)[:, begin : begin + MOST_ROWS].t())
+            assert torch.equal(got, dequantize_int8(weight, groups)[:, begin : begin + FEW_ROWS].t())
 
 
 @needs_native

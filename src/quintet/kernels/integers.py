@@ -11,7 +11,7 @@ import torch
 
 from quintet.errors import InputError
 from quintet.kernels.linear import TYPES
-from quintet.kernels.loader import MOST_ROWS, check, library
+from quintet.kernels.loader import check, library
 from quintet.kernels.packing import WORD, dequantize_int4, dequantize_int8
 
 __all__ = [
@@ -44,7 +44,7 @@ def _native(
         return None
     outputs, inputs = weight.shape[0], x.shape[-1]
     rows = x.numel() // inputs if inputs else 0
-    if not 1 <= rows <= MOST_ROWS or weight.shape[1] * 8 * weight.element_size() != bits * inputs:
+    if not rows or weight.shape[1] * 8 * weight.element_size() != bits * inputs:
         return None
     groups = scale.shape[1] if scale.dim() == 2 else 1
     if scale.shape != (outputs, groups) and scale.shape != (outputs,) or not groups or inputs % groups:
@@ -86,8 +86,8 @@ def native_int8_linear(
 ) -> torch.Tensor | None:
     """Return `int8_linear` by the native kernel, or None where it does not take it.
 
-    For inference: no gradient flows, and no dispatcher is asked. It takes 1 to 8 rows of float32, bfloat16 or float16
-    on a CPU, scales of any of these types, groups of a multiple of 32 or one scale per output, tensors in one piece.
+    For inference: no gradient flows, and no dispatcher is asked. It takes rows of float32, bfloat16 or float16 on a
+    CPU, scales of any of these types, groups of a multiple of 32 or one scale per output, tensors in one piece.
     """
     if activations != "bf16" or weight.dtype != torch.int8:
         return None

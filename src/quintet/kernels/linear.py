@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from quintet.errors import InputError
-from quintet.kernels.loader import MOST_ROWS, check, library
+from quintet.kernels.loader import check, library
 
 __all__ = ["TYPES", "matvec", "matvec_reference", "native_matvec"]
 
@@ -24,12 +24,12 @@ def native_matvec(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
     For inference: no gradient flows, and no dispatcher is asked.
 
     Args:
-        x: (..., in) of 1 to 8 rows.
+        x: (..., in).
         weight: (out, in), its rows in one piece each.
         bias: (out,) or None.
 
     Returns:
-        (..., out), or None: other types, devices, orders in memory or numbers of rows; or there are no native kernels.
+        (..., out), or None: other types, devices or orders in memory; or there are no native kernels.
     """
     kind = TYPES.get(x.dtype)
     native = library()
@@ -38,7 +38,7 @@ def native_matvec(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
     outputs, inputs = weight.shape
     stride, step = weight.stride()
     rows = x.numel() // inputs if inputs else 0
-    if not 1 <= rows <= MOST_ROWS or step != 1 or x.shape[-1] != inputs or not x.is_cpu or not weight.is_cpu:
+    if not rows or step != 1 or x.shape[-1] != inputs or not x.is_cpu or not weight.is_cpu:
         return None
     added = None
     if bias is not None:

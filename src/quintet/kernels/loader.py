@@ -21,10 +21,10 @@ LEVELS = ("avx512", "avx2", "portable")
 # Operations that the shared object has.
 NATIVE_OPS = ("matvec", "int8_linear", "int4_linear", "mxfp4_matvec", "mxfp4_experts", "blocks")
 # What the functions of the shared object must say they are; another one is of another version of quintet.
-VERSION = 2
+VERSION = 3
 PATH = Path(__file__).parent / "_cpu.so"
-# A row times a weight: more rows than this are a matrix product.
-MOST_ROWS = 8
+# Up to so many rows weights are read once and unpacked on the way.
+FEW_ROWS = 8
 
 _int, _size, _pointer, _float = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
 _SIGNATURES = {

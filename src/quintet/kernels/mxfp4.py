@@ -13,7 +13,7 @@ import torch
 
 from quintet.errors import InputError
 from quintet.kernels.linear import TYPES
-from quintet.kernels.loader import MOST_ROWS, check, library
+from quintet.kernels.loader import FEW_ROWS, check, library
 
 __all__ = [
     "mxfp4_experts",
@@ -39,7 +39,7 @@ def native_mxfp4_matvec(
     """Return `x @ W.T + bias` by the native kernel, or None where it does not take it.
 
     Args:
-        x: (n, in) of 1 to 8 rows.
+        x: (n, in).
         blocks: (out, G, 16) uint8.
         scales: (out, G) uint8.
         bias: (out,) or None.
@@ -53,7 +53,7 @@ def native_mxfp4_matvec(
         return None
     outputs, groups = scales.shape
     rows, inputs = x.shape
-    if not 1 <= rows <= MOST_ROWS or inputs != groups * GROUP or not inputs:
+    if not rows or inputs != groups * GROUP or not inputs:
         return None
     if not _is_bytes(blocks, (outputs, groups, GROUP // 2)) or not _is_bytes(scales, (outputs, groups)):
         return None
@@ -173,7 +173,7 @@ def native_mxfp4_experts(
     native = library()
     kind = TYPES.get(x.dtype)
     gate_up, gate_up_scales, gate_up_bias, down, down_scales, down_bias = stacks
-    if native is None or kind is None or x.dim() != 2 or not x.is_cpu or not 1 <= x.shape[0] <= MOST_ROWS:
+    if native is None or kind is None or x.dim() != 2 or not x.is_cpu or not 1 <= x.shape[0] <= FEW_ROWS:
         return None
     rows, hidden = x.shape
     experts, _, inner_groups = down_scales.shape
