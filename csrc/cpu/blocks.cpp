@@ -254,7 +254,7 @@ int64_t quintet_step_bytes() { return sizeof(StepCall); }
 int quintet_blocks(const Block* blocks, int64_t count, const StepCall* call) {
     const StepCall& step = *call;
     const int64_t rows = step.texts * step.tokens;
-    if (!chosen_level() || step.type < FP32 || step.type > FP16 || rows < 1 || rows > MOST_ROWS || step.width < 1) return 1;
+    if (!chosen_level() || step.type < FP32 || step.type > FP16 || rows < 1 || rows > FEW_ROWS || step.width < 1) return 1;
     const int64_t bytes = step.type == FP32 ? 4 : 2;
     int64_t projected = 0, heads = 0, inner = 1, experts = 1, stored = 0;
     for (int64_t i = 0; i < count; ++i) {

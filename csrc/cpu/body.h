@@ -61,6 +61,22 @@ inline void narrow_any(int type, void* to, int64_t index, float value) {
 
 inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
+// Numbers from one prepared row to the next: an odd number of cache lines, so that rows do not fall on the same places.
+template <class Way>
+inline int64_t row_stride(int64_t inputs) {
+    constexpr int64_t line = 64 / int64_t(sizeof(typename Way::X));
+    return ((round_up(inputs, Way::numbers) + line - 1) / line | 1) * line;
+}
+
+// Rows of prepared numbers: all, or some of them.
+struct Rows {
+    const void* x;
+    int64_t bytes;         // from one to the next
+    const int64_t* which;  // null for all
+    int64_t count;
+    const void* at(int64_t r) const { return static_cast<const char*>(x) + (which ? which[r] : r) * bytes; }
+};
+
 // ---- ways to multiply: what x is prepared as, and one step along the inputs --------------------------------------
 
 // Weights of any type, widened to float32.
@@ -87,7 +103,7 @@ struct Widened {
 
 template <class V, class Way, int R, int O, class Done>
 inline void matvec_block(const Matvec& m, int64_t output, Done done) {
-    const int64_t padded = int64_t(m.inputs + Way::step - 1) / Way::step * Way::step;
+    const int64_t padded = row_stride<Way>(m.inputs);
     const auto* x = static_cast<const typename Way::X*>(m.prepared);
     const typename Way::W* w[O];
     typename Way::Acc acc[O][R];

@@ -15,7 +15,7 @@ struct Entries {
     template <int T>
     static size_t matvec_bytes_of(int64_t inputs) {
         using Way = typename V::template Way<T>;
-        return size_t(round_up(inputs, Way::step)) * sizeof(typename Way::X);
+        return size_t(row_stride<Way>(inputs)) * sizeof(typename Way::X);
     }
     template <int T>
     static size_t packed_bytes_of(int64_t groups) { return prepared_bytes<typename V::template Nibbles<T, MX>>(groups * GROUP); }
@@ -25,27 +25,27 @@ struct Entries {
     static void matvec_prepare_of(const Matvec& m) {
         using Way = typename V::template Way<T>;
         auto* to = static_cast<typename Way::X*>(m.prepared);
-        for (int64_t r = 0; r < m.rows; ++r) Way::prepare(m.x, r * m.x_stride, m.inputs, to + r * round_up(m.inputs, Way::step));
+        for (int64_t r = 0; r < m.rows; ++r) Way::prepare(m.x, r * m.x_stride, m.inputs, to + r * row_stride<Way>(m.inputs));
     }
     template <int T>
     static void packed_prepare_of(const Packed& m) {
-        prepare_rows<V, typename V::template Nibbles<T, MX>, T>(m.rows, m.x, m.x_stride, m.groups * GROUP, m.prepared);
+        prepare_rows<V, typename V::template Nibbles<T, MX>, T>(0, m.rows, m.x, m.x_stride, m.groups * GROUP, m.prepared);
     }
     template <int T>
     static void integers_prepare_of(const Integers& m) {
-        if (m.bits == 8) prepare_rows<V, typename V::template Bytes<T>, T>(m.rows, m.x, m.x_stride, m.inputs, m.prepared);
-        else prepare_rows<V, typename V::template Nibbles<T, EIGHT>, T>(m.rows, m.x, m.x_stride, m.inputs, m.prepared);
+        if (m.bits == 8) prepare_rows<V, typename V::template Bytes<T>, T>(0, m.rows, m.x, m.x_stride, m.inputs, m.prepared);
+        else prepare_rows<V, typename V::template Nibbles<T, EIGHT>, T>(0, m.rows, m.x, m.x_stride, m.inputs, m.prepared);
     }
     template <int T>
-    static void experts_prepare_of(const Experts& m) {
-        prepare_rows<V, typename V::template Nibbles<T, MX>, T>(1, m.x, 0, m.hidden, m.prepared);
-    }
-    template <int T>
-    static void experts_between_of(const Experts& m) {
+    static void experts_prepare_of(const Experts& m, int64_t begin, int64_t end) {
         using Way = typename V::template Nibbles<T, MX>;
-        prepare_rows<V, Way, FP32>(m.chosen, m.values, m.inner, m.inner, m.prepared_values);
+        prepare_rows<V, Way, T>(begin, end, m.x, m.hidden, m.hidden, m.prepared);
     }
-
+    template <int T>
+    static void experts_between_of(const Experts& m, int64_t begin, int64_t end) {
+        using Way = typename V::template Nibbles<T, MX>;
+        prepare_rows<V, Way, FP32>(begin, end, m.values, m.inner, m.inner, m.prepared_values);
+    }
     template <int T>
     static size_t matvec_memory_of(int64_t inputs) { return many_bytes<Channel<typename V::template Way<T>>>(inputs); }
     template <int T>
@@ -81,24 +81,27 @@ struct Entries {
     QUINTET_BY_TYPE(matvec_prepare, Matvec)
     QUINTET_BY_TYPE(packed_prepare, Packed)
     QUINTET_BY_TYPE(integers_prepare, Integers)
-    QUINTET_BY_TYPE(experts_prepare, Experts)
-    QUINTET_BY_TYPE(experts_between, Experts)
 #undef QUINTET_BY_TYPE
-#define QUINTET_BY_TYPE(name, Args, more, given)                             \
-    static void name(const Args& m, int64_t begin, int64_t end more) {       \
-        if (m.type == FP32) name##_of<V, FP32>(m, begin, end given);         \
-        else if (m.type == BF16) name##_of<V, BF16>(m, begin, end given);    \
-        else name##_of<V, FP16>(m, begin, end given);                        \
+#define QUINTET_BY_TYPE(name, Args)                                               \
+    static void name(const Args& m, int64_t begin, int64_t end, void* memory) {   \
+        if (m.type == FP32) name##_of<V, FP32>(m, begin, end, memory);            \
+        else if (m.type == BF16) name##_of<V, BF16>(m, begin, end, memory);       \
+        else name##_of<V, FP16>(m, begin, end, memory);                           \
     }
-#define QUINTET_MEMORY , void* memory
-#define QUINTET_GIVEN , memory
-    QUINTET_BY_TYPE(matvec, Matvec, QUINTET_MEMORY, QUINTET_GIVEN)
-    QUINTET_BY_TYPE(packed, Packed, QUINTET_MEMORY, QUINTET_GIVEN)
-    QUINTET_BY_TYPE(integers, Integers, QUINTET_MEMORY, QUINTET_GIVEN)
-    QUINTET_BY_TYPE(experts_inner, Experts, , )
-    QUINTET_BY_TYPE(experts_outer, Experts, , )
-#undef QUINTET_MEMORY
-#undef QUINTET_GIVEN
+    QUINTET_BY_TYPE(matvec, Matvec)
+    QUINTET_BY_TYPE(packed, Packed)
+    QUINTET_BY_TYPE(integers, Integers)
+    QUINTET_BY_TYPE(experts_inner, Experts)
+    QUINTET_BY_TYPE(experts_outer, Experts)
+#undef QUINTET_BY_TYPE
+#define QUINTET_BY_TYPE(name)                                                \
+    static void name(const Experts& m, int64_t begin, int64_t end, void*) {  \
+        if (m.type == FP32) name##_of<FP32>(m, begin, end);                  \
+        else if (m.type == BF16) name##_of<BF16>(m, begin, end);             \
+        else name##_of<FP16>(m, begin, end);                                 \
+    }
+    QUINTET_BY_TYPE(experts_prepare)
+    QUINTET_BY_TYPE(experts_between)
 #undef QUINTET_BY_TYPE
 
     static constexpr Level level(const char* name) {

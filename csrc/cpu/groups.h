@@ -132,12 +132,12 @@ struct NibblesWidened {
 // Bytes of a prepared row of a way, a multiple of 64.
 template <class Way>
 inline size_t prepared_bytes(int64_t inputs) {
-    return size_t(round_up(inputs, Way::blocks * BLOCK)) * sizeof(typename Way::X);
+    return size_t(row_stride<Way>(inputs)) * sizeof(typename Way::X);
 }
 
 template <class V, class Way, int T>
-inline void prepare_rows(int64_t rows, const void* x, int64_t stride, int64_t inputs, void* prepared) {
-    for (int64_t r = 0; r < rows; ++r) {
+inline void prepare_rows(int64_t begin, int64_t end, const void* x, int64_t stride, int64_t inputs, void* prepared) {
+    for (int64_t r = begin; r < end; ++r) {
         void* to = static_cast<char*>(prepared) + size_t(r) * prepared_bytes<Way>(inputs);
         if constexpr (T == BF16 && std::is_same<typename Way::X, uint16_t>::value)
             Way::prepare_same(static_cast<const uint16_t*>(x) + r * stride, inputs, static_cast<uint16_t*>(to));
@@ -228,10 +228,11 @@ struct IntegerSource {
 // ---- products ----------------------------------------------------------------------------------------------------
 
 template <class V, class Way, int R, int O, class Source, class Done>
-inline void grouped_block(const Source& from, const void* prepared, int64_t output, Done done) {
+inline void grouped_block(const Source& from, const Rows& rows, int64_t output, Done done) {
     constexpr int64_t bytes = BLOCK * Way::bits / 8;
-    const int64_t count = from.count, padded = round_up(count, Way::blocks) * BLOCK;
-    const auto* x = static_cast<const typename Way::X*>(prepared);
+    const int64_t count = from.count;
+    const typename Way::X* x[R];
+    for (int r = 0; r < R; ++r) x[r] = static_cast<const typename Way::X*>(rows.at(r));
     const uint8_t* w[O];
     float scale[O][SEGMENT];
     typename Way::Zero zero[O][Way::zeros ? SEGMENT : 1] = {};
@@ -246,37 +247,59 @@ inline void grouped_block(const Source& from, const void* prepared, int64_t outp
         for (int o = 0; o < O; ++o) from.template fill<V, Way>(output + o, first, here, scale[o], zero[o]);
         if (!first)
             for (int o = 0; o < O; ++o) from.template ahead<V>(output + O + o);
-        const auto* at = x + first * BLOCK;
-        for (int64_t i = 0; i < whole; i += Way::blocks, at += Way::blocks * BLOCK) {
+        for (int64_t i = 0; i < whole; i += Way::blocks) {
             for (int o = 0; o < O; ++o) {
                 V::prefetch(w[o] + (first + i) * bytes + AHEAD);
                 loaded[o] = Way::load(w[o] + (first + i) * bytes, scale[o] + i / Way::unit, zero[o] + (Way::zeros ? i / Way::unit : 0));
             }
-            for (int r = 0; r < R; ++r) Way::template add_scaled<O>(loaded, at + r * padded, acc[r]);
+            for (int r = 0; r < R; ++r) Way::template add_scaled<O>(loaded, x[r] + (first + i) * BLOCK, acc[r]);
         }
         if (whole < here) {
             for (int o = 0; o < O; ++o)
                 loaded[o] = Way::load_tail(w[o] + (first + whole) * bytes, scale[o] + whole, zero[o] + (Way::zeros ? whole : 0),
                                            here - whole);
-            for (int r = 0; r < R; ++r) Way::template add_scaled<O>(loaded, at + r * padded, acc[r]);
+            for (int r = 0; r < R; ++r) Way::template add_scaled<O>(loaded, x[r] + (first + whole) * BLOCK, acc[r]);
         }
     }
     for (int o = 0; o < O; ++o)
-        for (int r = 0; r < R; ++r) done(r, output + o, V::sum(acc[r][o]));
+        for (int r = 0; r < R; ++r) {
+            float sum = V::sum(acc[r][o]);
+            done(r, output + o, 1, &sum);
+        }
 }
 
 template <class V, class Way, int R, class Source, class Done>
-inline void grouped_range(const Source& from, const void* prepared, int64_t begin, int64_t end, Done done) {
+inline void grouped_range(const Source& from, const Rows& rows, int64_t begin, int64_t end, Done done) {
     constexpr int O = outputs_at_once<V, R>;
     int64_t output = begin;
-    for (; output + O <= end; output += O) grouped_block<V, Way, R, O>(from, prepared, output, done);
-    for (; output < end; ++output) grouped_block<V, Way, R, 1>(from, prepared, output, done);
+    for (; output + O <= end; output += O) grouped_block<V, Way, R, O>(from, rows, output, done);
+    for (; output < end; ++output) grouped_block<V, Way, R, 1>(from, rows, output, done);
+}
+
+template <class V, class Way, class Source, class Done>
+void many_grouped(const Source& from, const Rows& rows, int64_t begin, int64_t end, void* memory, Done done);  // in many.h
+
+// `done(row, output, count, sums)` takes the sums of a row and some outputs.
+template <class V, class Way, class Source, class Done>
+void grouped(const Source& from, const Rows& rows, int64_t begin, int64_t end, void* memory, Done done) {
+    switch (rows.count) {
+        case 0: return;
+        case 1: return grouped_range<V, Way, 1>(from, rows, begin, end, done);
+        case 2: return grouped_range<V, Way, 2>(from, rows, begin, end, done);
+        case 3: return grouped_range<V, Way, 3>(from, rows, begin, end, done);
+        case 4: return grouped_range<V, Way, 4>(from, rows, begin, end, done);
+        case 5: return grouped_range<V, Way, 5>(from, rows, begin, end, done);
+        case 6: return grouped_range<V, Way, 6>(from, rows, begin, end, done);
+        case 7: return grouped_range<V, Way, 7>(from, rows, begin, end, done);
+        case 8: return grouped_range<V, Way, 8>(from, rows, begin, end, done);
+        default: return many_grouped<V, Way>(from, rows, begin, end, memory, done);
+    }
 }
 
 // 8 bits with one scale for an output: it multiplies the whole sum, and inputs need not be a multiple of a block.
 template <class V, class Way, int R, int O, class Done>
 inline void channel_block(const Integers& m, int64_t output, Done done) {
-    const int64_t padded = round_up(m.inputs, BLOCK), whole = m.inputs / BLOCK * BLOCK;
+    const int64_t padded = row_stride<Way>(m.inputs), whole = m.inputs / BLOCK * BLOCK;
     const auto* x = static_cast<const typename Way::X*>(m.prepared);
     const uint8_t* w[O];
     typename Way::Acc acc[O][R];
@@ -303,67 +326,71 @@ inline void channel_block(const Integers& m, int64_t output, Done done) {
     }
     for (int o = 0; o < O; ++o) {
         const float scale = widen_any<V>(m.scale_type, m.scales, output + o);
-        for (int r = 0; r < R; ++r) done(r, output + o, V::sum(acc[o][r]) * scale);
-    }
-}
-
-inline bool by_channel(const Integers& m) { return m.bits == 8 && m.group == m.inputs; }
-
-template <class V, class Way, int R>
-void integers_rows(const Integers& m, int64_t begin, int64_t end) {
-    auto done = [&](int r, int64_t output, float sum) {
-        if (m.bias) sum += widen_any<V>(m.type, m.bias, output);
-        narrow_any<V>(m.type, m.out, r * m.outputs + output, sum);
-    };
-    if constexpr (Way::bits == 8) {
-        if (by_channel(m)) {
-            constexpr int O = outputs_at_once<V, R>;
-            int64_t output = begin;
-            for (; output + O <= end; output += O) channel_block<V, Way, R, O>(m, output, done);
-            for (; output < end; ++output) channel_block<V, Way, R, 1>(m, output, done);
-            return;
+        for (int r = 0; r < R; ++r) {
+            float sum = V::sum(acc[o][r]) * scale;
+            done(r, output + o, 1, &sum);
         }
     }
-    grouped_range<V, Way, R>(IntegerSource{m.weight, m.inputs / BLOCK, m}, m.prepared, begin, end, done);
 }
 
-template <class V, class Way, int R>
-void mx_rows(const Packed& m, int64_t begin, int64_t end) {
-    auto done = [&](int r, int64_t output, float sum) {
-        if (m.bias) sum += widen_any<V>(m.type, m.bias, output);
-        narrow_any<V>(m.type, m.out, r * m.outputs + output, sum);
-    };
-    grouped_range<V, Way, R>(MxSource{m.blocks, m.scales, m.groups}, m.prepared, begin, end, done);
+template <class V, class Way, int R, class Done>
+inline void channel_range(const Integers& m, int64_t begin, int64_t end, Done done) {
+    constexpr int O = outputs_at_once<V, R>;
+    int64_t output = begin;
+    for (; output + O <= end; output += O) channel_block<V, Way, R, O>(m, output, done);
+    for (; output < end; ++output) channel_block<V, Way, R, 1>(m, output, done);
 }
 
-// in many.h
-template <class V, class Way>
-void integers_many(const Integers& m, int64_t begin, int64_t end, void* memory);
-template <class V, class Way>
-void mx_many(const Packed& m, int64_t begin, int64_t end, void* memory);
+template <class V, class Way, class Done>
+void many_channel(const Integers& m, int64_t begin, int64_t end, void* memory, Done done);  // in many.h
 
-#define QUINTET_BY_ROWS(name, Args)                                     \
-    template <class V, class Way>                                       \
-    void name##_way(const Args& m, int64_t begin, int64_t end, void* memory) { \
-        switch (m.rows) {                                               \
-            case 1: return name##_rows<V, Way, 1>(m, begin, end);       \
-            case 2: return name##_rows<V, Way, 2>(m, begin, end);       \
-            case 3: return name##_rows<V, Way, 3>(m, begin, end);       \
-            case 4: return name##_rows<V, Way, 4>(m, begin, end);       \
-            case 5: return name##_rows<V, Way, 5>(m, begin, end);       \
-            case 6: return name##_rows<V, Way, 6>(m, begin, end);       \
-            case 7: return name##_rows<V, Way, 7>(m, begin, end);       \
-            case 8: return name##_rows<V, Way, 8>(m, begin, end);       \
-            default: return name##_many<V, Way>(m, begin, end, memory); \
-        }                                                               \
+template <class V, class Way, class Done>
+void channel(const Integers& m, int64_t begin, int64_t end, void* memory, Done done) {
+    switch (m.rows) {
+        case 1: return channel_range<V, Way, 1>(m, begin, end, done);
+        case 2: return channel_range<V, Way, 2>(m, begin, end, done);
+        case 3: return channel_range<V, Way, 3>(m, begin, end, done);
+        case 4: return channel_range<V, Way, 4>(m, begin, end, done);
+        case 5: return channel_range<V, Way, 5>(m, begin, end, done);
+        case 6: return channel_range<V, Way, 6>(m, begin, end, done);
+        case 7: return channel_range<V, Way, 7>(m, begin, end, done);
+        case 8: return channel_range<V, Way, 8>(m, begin, end, done);
+        default: return many_channel<V, Way>(m, begin, end, memory, done);
     }
-QUINTET_BY_ROWS(integers, Integers)
-QUINTET_BY_ROWS(mx, Packed)
-#undef QUINTET_BY_ROWS
+}
+
+// Adds the bias and rounds sums of a row, from an output on.
+template <class V, int T>
+inline void finish_of(const float* sums, int64_t count, const void* bias, int64_t output, void* out, int64_t at) {
+    if (bias)
+        for (int64_t i = 0; i < count; ++i) narrow<V, T>(out, at + i, sums[i] + widen<V, T>(bias, output + i));
+    else
+        for (int64_t i = 0; i < count; ++i) narrow<V, T>(out, at + i, sums[i]);
+}
+
+template <class V, class M>
+inline void finish(const M& m, int64_t row, int64_t output, int64_t count, const float* sums) {
+    const int64_t at = row * m.outputs + output;
+    if (m.type == FP32) finish_of<V, FP32>(sums, count, m.bias, output, m.out, at);
+    else if (m.type == BF16) finish_of<V, BF16>(sums, count, m.bias, output, m.out, at);
+    else finish_of<V, FP16>(sums, count, m.bias, output, m.out, at);
+}
+
+template <class V, class Way>
+void integers_way(const Integers& m, int64_t begin, int64_t end, void* memory) {
+    auto done = [&](int64_t row, int64_t output, int64_t count, float* sums) { finish<V>(m, row, output, count, sums); };
+    if constexpr (Way::bits == 8)
+        if (m.group == m.inputs) return channel<V, Way>(m, begin, end, memory, done);
+    const Rows rows{m.prepared, int64_t(prepared_bytes<Way>(m.inputs)), nullptr, m.rows};
+    grouped<V, Way>(IntegerSource{m.weight, m.inputs / BLOCK, m}, rows, begin, end, memory, done);
+}
 
 template <class V, int T>
 void packed_of(const Packed& m, int64_t begin, int64_t end, void* memory) {
-    mx_way<V, typename V::template Nibbles<T, MX>>(m, begin, end, memory);
+    using Way = typename V::template Nibbles<T, MX>;
+    const Rows rows{m.prepared, int64_t(prepared_bytes<Way>(m.groups * GROUP)), nullptr, m.rows};
+    grouped<V, Way>(MxSource{m.blocks, m.scales, m.groups}, rows, begin, end, memory,
+                    [&](int64_t row, int64_t output, int64_t count, float* sums) { finish<V>(m, row, output, count, sums); });
 }
 
 template <class V, int T>
@@ -378,47 +405,59 @@ void integers_of(const Integers& m, int64_t begin, int64_t end, void* memory) {
     }
 }
 
-// ---- routed experts of one row -----------------------------------------------------------------------------------
+// ---- routed experts ----------------------------------------------------------------------------------------------
 
+// Choices are sorted by expert; a product is one of an expert's weights and all rows that chose it.
 template <class V, int T>
-void experts_inner_of(const Experts& m, int64_t begin, int64_t end) {
+void experts_inner_of(const Experts& m, int64_t begin, int64_t end, void* memory) {
     using Way = typename V::template Nibbles<T, MX>;
     const int64_t groups = m.hidden / GROUP;
-    float both[2] = {};
-    for (int64_t at = begin; at < end;) {
-        const int64_t choice = at / m.inner, first = at % m.inner;
-        const int64_t last = end - at < m.inner - first ? first + (end - at) : m.inner;
-        const int64_t row = m.indices[choice] * 2 * m.inner;  // of this expert's gates and ups, which stand in turn
-        const MxSource from{m.gate_up_blocks + row * groups * GROUP_BYTES, m.gate_up_scales + row * groups, groups};
-        grouped_range<V, Way, 1>(from, m.prepared, 2 * first, 2 * last, [&](int, int64_t output, float sum) {
-            both[output & 1] = sum + widen<V, T>(m.gate_up_bias, row + output);
-            if (!(output & 1)) return;
+    while (begin < end) {
+        const int64_t asked = begin / m.inner, first = begin % m.inner;
+        const int64_t last = end - begin < m.inner - first ? first + (end - begin) : m.inner;
+        const int64_t start = m.starts[asked], weights = m.asked[asked] * 2 * m.inner;  // gates and ups stand in turn
+        const MxSource from{m.gate_up_blocks + weights * groups * GROUP_BYTES, m.gate_up_scales + weights * groups, groups};
+        const Rows rows{m.prepared, int64_t(prepared_bytes<Way>(m.hidden)), m.rows_of + start, m.starts[asked + 1] - start};
+        float gates[FEW_ROWS];
+        auto swiglu = [&](int64_t row, int64_t output, float gate, float up) {
             // as clamping in torch does, a NaN stays one
-            const float gate = both[0] > m.limit ? m.limit : both[0];
-            const float up = both[1] > m.limit ? m.limit : both[1] < -m.limit ? -m.limit : both[1];
-            m.values[choice * m.inner + output / 2] = (up + 1) * gate / (1 + std::exp(-m.alpha * gate));
+            gate = gate > m.limit ? m.limit : gate;
+            up = up > m.limit ? m.limit : up < -m.limit ? -m.limit : up;
+            m.values[(start + row) * m.inner + output / 2] = (up + 1) * gate / (1 + std::exp(-m.alpha * gate));
+        };
+        grouped<V, Way>(from, rows, 2 * first, 2 * last, memory, [&](int64_t row, int64_t output, int64_t count, float* sums) {
+            for (int64_t i = 0; i < count; ++i) sums[i] += widen<V, T>(m.gate_up_bias, weights + output + i);
+            if (count == 1 && output % 2) swiglu(row, output, gates[row], sums[0]);
+            else if (count == 1) gates[row] = sums[0];
+            else
+                for (int64_t i = 0; i + 1 < count; i += 2) swiglu(row, output + i, sums[i], sums[i + 1]);
         });
-        at += last - first;
+        begin += last - first;
     }
 }
 
 template <class V, int T>
-void experts_outer_of(const Experts& m, int64_t begin, int64_t end) {
+void experts_outer_of(const Experts& m, int64_t begin, int64_t end, void* memory) {
     using Way = typename V::template Nibbles<T, MX>;
-    constexpr int64_t most = 64;
-    const int64_t groups = m.inner / GROUP;
-    for (; begin < end; begin += most) {
-        const int64_t stop = end - begin < most ? end : begin + most;
-        float total[most] = {};
-        for (int64_t choice = 0; choice < m.chosen; ++choice) {
-            const int64_t row = m.indices[choice] * m.hidden;
-            const void* prepared = static_cast<const char*>(m.prepared_values) + size_t(choice) * prepared_bytes<Way>(m.inner);
-            const MxSource from{m.down_blocks + row * groups * GROUP_BYTES, m.down_scales + row * groups, groups};
-            grouped_range<V, Way, 1>(from, prepared, begin, stop, [&](int, int64_t output, float sum) {
-                total[output - begin] += m.weights[choice] * (sum + widen<V, T>(m.down_bias, row + output));
+    const int64_t groups = m.inner / GROUP, bytes = int64_t(prepared_bytes<Way>(m.inner));
+    auto* total = static_cast<float*>(memory);  // (rows, OUTER)
+    char* rest = static_cast<char*>(memory) + round_up(m.rows * OUTER * int64_t(sizeof(float)), 64);
+    for (; begin < end; begin += OUTER) {
+        const int64_t stop = end - begin < OUTER ? end : begin + OUTER;
+        std::memset(total, 0, size_t(m.rows * OUTER) * sizeof(float));
+        for (int64_t asked = 0; asked < m.count; ++asked) {
+            const int64_t start = m.starts[asked], weights = m.asked[asked] * m.hidden;
+            const MxSource from{m.down_blocks + weights * groups * GROUP_BYTES, m.down_scales + weights * groups, groups};
+            const Rows rows{static_cast<const char*>(m.prepared_values) + start * bytes, bytes, nullptr, m.starts[asked + 1] - start};
+            grouped<V, Way>(from, rows, begin, stop, rest, [&](int64_t row, int64_t output, int64_t count, float* sums) {
+                float* to = total + m.rows_of[start + row] * OUTER + (output - begin);
+                const float weight = m.weights[start + row];
+                for (int64_t i = 0; i < count; ++i) to[i] += weight * (sums[i] + widen<V, T>(m.down_bias, weights + output + i));
             });
         }
-        for (int64_t output = begin; output < stop; ++output) narrow<V, T>(m.out, output, total[output - begin]);
+        for (int64_t row = 0; row < m.rows; ++row)
+            for (int64_t output = begin; output < stop; ++output)
+                narrow<V, T>(m.out, row * m.hidden + output, total[row * OUTER + output - begin]);
     }
 }
 

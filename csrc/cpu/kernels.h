@@ -56,22 +56,28 @@ struct Integers {
     void* prepared;
 };
 
-// One row through k experts: gate and up (E, 2F, ...), clamped SwiGLU, down (E, D, ...), sum of weights * results.
+constexpr int64_t OUTER = 48;  // outputs of experts that a thread sums up at a time
+
+// Rows through the experts that they choose: gate and up (E, 2F, ...), clamped SwiGLU, down (E, D, ...), sum of weights *
+// results. Choices are sorted by expert; those of a row are summed up in that order.
 struct Experts {
     int type;
-    int64_t chosen, hidden, inner;  // k, D, F: multiples of 32
+    int64_t rows, chosen, hidden, inner;  // chosen: n k of all rows; D and F are multiples of 32
     const uint8_t *gate_up_blocks, *gate_up_scales;
-    const void* gate_up_bias;       // (E, 2F)
+    const void* gate_up_bias;             // (E, 2F)
     const uint8_t *down_blocks, *down_scales;
-    const void* down_bias;          // (E, D)
-    const int64_t* indices;         // (k,), checked, in the order of the sum
-    const float* weights;           // (k,)
-    const void* x;                  // (D,)
-    void* out;                      // (D,)
+    const void* down_bias;                // (E, D)
+    int64_t count;                        // experts that are asked
+    const int64_t* asked;                 // (count,), rising
+    const int64_t* starts;                // (count + 1,): where the choices of an expert begin
+    const int64_t* rows_of;               // (chosen,): row of a choice
+    const float* weights;                 // (chosen,)
+    const void* x;                        // (rows, D)
+    void* out;                            // (rows, D)
     float alpha, limit;
-    void* prepared;                 // of x
-    float* values;                  // (k, F), what the SwiGLU said
-    void* prepared_values;          // of values, `prepared_bytes` apart
+    void* prepared;                       // of x
+    float* values;                        // (chosen, F), what the SwiGLU said
+    void* prepared_values;
 };
 
 struct Level {
@@ -90,10 +96,11 @@ struct Level {
     void (*integers_prepare)(const Integers&);
     size_t (*integers_memory)(int type, int64_t inputs);
     void (*integers)(const Integers&, int64_t begin, int64_t end, void* memory);
-    void (*experts_prepare)(const Experts&);
-    void (*experts_inner)(const Experts&, int64_t begin, int64_t end);  // of k * F
-    void (*experts_between)(const Experts&);
-    void (*experts_outer)(const Experts&, int64_t begin, int64_t end);  // of D
+    // Ranges of rows; of count * F; of chosen; of D. Memory is what `packed` needs, and OUTER floats for each row.
+    void (*experts_prepare)(const Experts&, int64_t begin, int64_t end, void*);
+    void (*experts_inner)(const Experts&, int64_t begin, int64_t end, void* memory);
+    void (*experts_between)(const Experts&, int64_t begin, int64_t end, void*);
+    void (*experts_outer)(const Experts&, int64_t begin, int64_t end, void* memory);
 };
 
 extern const Level portable_level;

@@ -316,6 +316,63 @@ int product(const M& all, size_t prepared, void (*prepare)(const M&), size_t mem
     return DONE;
 }
 
+constexpr int64_t EXPERT_PANEL = 512;
+
+// Pieces of equal size where arithmetic is the limit, or as `plan` says where it is reading.
+Plan expert_plan(const Experts& m, int64_t total, int64_t bytes_each, int64_t threads) {
+    Plan planned = plan(total, bytes_each, threads);
+    if (m.rows > FEW_ROWS && planned.threads > 1) planned.chunk = OUTER;
+    return planned;
+}
+
+int expert_panel(Experts& m, int64_t experts, int64_t chosen, const int64_t* indices, const float* weights, int64_t threads) {
+    const size_t ints = aligned(size_t(2 * experts + 2 + m.chosen + experts) * sizeof(int64_t));
+    const size_t shares = aligned(size_t(m.chosen) * sizeof(float));
+    const size_t of_x = aligned(level->packed_bytes(m.type, m.hidden / GROUP) * size_t(m.rows));
+    const size_t of_values = aligned(size_t(m.chosen * m.inner) * sizeof(float));
+    const size_t of_prepared = aligned(level->packed_bytes(m.type, m.inner / GROUP) * size_t(m.chosen));
+    const size_t for_x = level->packed_memory(m.type, m.hidden / GROUP), for_values = level->packed_memory(m.type, m.inner / GROUP);
+    const size_t each = aligned(for_x > for_values ? for_x : for_values) + aligned(size_t(m.rows * OUTER) * sizeof(float));
+    if (threads < 1) threads = 1;
+    if (threads > 256) threads = 256;
+    char* memory = scratch.get(ints + shares + of_x + of_values + of_prepared + each * size_t(threads));
+    if (!memory) return NO_MEMORY;
+    auto* asked = reinterpret_cast<int64_t*>(memory);
+    int64_t *starts = asked + experts, *rows_of = starts + experts + 2, *counts = rows_of + m.chosen;
+    auto* sorted = reinterpret_cast<float*>(memory + ints);
+    std::memset(counts, 0, size_t(experts) * sizeof(int64_t));
+    for (int64_t i = 0; i < m.chosen; ++i) ++counts[indices[i]];
+    m.count = 0;
+    int64_t place = 0;
+    for (int64_t e = 0; e < experts; ++e) {
+        if (!counts[e]) continue;
+        asked[m.count] = e;
+        starts[m.count++] = place;
+        place += counts[e];
+        counts[e] = place - counts[e];
+    }
+    starts[m.count] = place;
+    for (int64_t i = 0; i < m.chosen; ++i) {
+        const int64_t to = counts[indices[i]]++;
+        rows_of[to] = i / chosen;
+        sorted[to] = weights[i];
+    }
+    m.asked = asked, m.starts = starts, m.rows_of = rows_of, m.weights = sorted;
+    memory += ints + shares;
+    m.prepared = memory, memory += of_x;
+    m.values = reinterpret_cast<float*>(memory), memory += of_values;
+    m.prepared_values = memory, memory += of_prepared;
+    const int64_t hidden_bytes = m.hidden / GROUP * (GROUP_BYTES + 1), inner_bytes = m.inner / GROUP * (GROUP_BYTES + 1);
+#define QUINTET_EACH(name) \
+    [](const void* a, int64_t begin, int64_t end, void* own) { level->name(*static_cast<const Experts*>(a), begin, end, own); }
+    share(QUINTET_EACH(experts_prepare), &m, m.rows, plan(m.rows, m.hidden * 4, threads));
+    share(QUINTET_EACH(experts_inner), &m, m.count * m.inner, expert_plan(m, m.count * m.inner, 2 * hidden_bytes, threads), memory, each);
+    share(QUINTET_EACH(experts_between), &m, m.chosen, plan(m.chosen, m.inner * 4, threads));
+    share(QUINTET_EACH(experts_outer), &m, m.hidden, expert_plan(m, m.hidden, m.count * inner_bytes, threads), memory, each);
+#undef QUINTET_EACH
+    return DONE;
+}
+
 }  // namespace
 }  // namespace quintet
 
@@ -324,7 +381,7 @@ using namespace quintet;
 extern "C" {
 
 // Changes with every change of the functions below; the loader compares it with what it was written for.
-int quintet_version() { return 3; }
+int quintet_version() { return 4; }
 
 // 1: this CPU has the level; 0: it lacks it; -1: there is none of that name in this build.
 int quintet_has(const char* name) { return find_level(name) ? has_level(name) : -1; }
@@ -368,32 +425,29 @@ int quintet_integers(int bits, int type, int scale_type, int64_t rows, int64_t i
                    level->integers, inputs * bits / 8 + inputs / group * element_bytes(scale_type), threads);
 }
 
-// One row; `indices` and `weights` in the order of the sum.
-int quintet_mxfp4_experts(int type, int64_t experts, int64_t chosen, int64_t hidden, int64_t inner,
+// `indices` and `weights` (rows, chosen) of each row in the order of its sum, which is by rising experts.
+int quintet_mxfp4_experts(int type, int64_t rows, int64_t experts, int64_t chosen, int64_t hidden, int64_t inner,
                           const uint8_t* gate_up_blocks, const uint8_t* gate_up_scales, const void* gate_up_bias,
                           const uint8_t* down_blocks, const uint8_t* down_scales, const void* down_bias,
                           const int64_t* indices, const float* weights, const void* x, void* out, float alpha,
                           float limit, int64_t threads) {
-    if (!sane(type, 1, hidden, inner) || inner < 1 || hidden % GROUP || inner % GROUP || chosen < 0 || chosen > 4096)
+    if (!sane(type, rows, hidden, inner) || inner < 1 || hidden % GROUP || inner % GROUP || chosen < 0 || chosen > 4096)
         return BAD_SIZE;
-    for (int64_t i = 0; i < chosen; ++i)
+    if (experts < 0 || experts > 65536) return BAD_SIZE;
+    for (int64_t i = 0; i < rows * chosen; ++i)
         if (indices[i] < 0 || indices[i] >= experts) return BAD_EXPERT;
-    Experts m{type,        chosen,      hidden,    inner,   gate_up_blocks, gate_up_scales, gate_up_bias,
-              down_blocks, down_scales, down_bias, indices, weights,        x,              out,
-              alpha,       limit,       nullptr,   nullptr, nullptr};
-    const size_t of_x = aligned(level->packed_bytes(type, hidden / GROUP));
-    const size_t of_values = aligned(size_t(chosen * inner) * sizeof(float));
-    char* memory = scratch.get(of_x + of_values + level->packed_bytes(type, inner / GROUP) * size_t(chosen));
-    if (!memory) return NO_MEMORY;
-    m.prepared = memory;
-    m.values = reinterpret_cast<float*>(memory + of_x);
-    m.prepared_values = memory + of_x + of_values;
-    level->experts_prepare(m);
-    share([](const void* a, int64_t begin, int64_t end, void*) { level->experts_inner(*static_cast<const Experts*>(a), begin, end); },
-          &m, chosen * inner, plan(chosen * inner, 2 * (hidden / GROUP) * (GROUP_BYTES + 1), threads));
-    level->experts_between(m);
-    share([](const void* a, int64_t begin, int64_t end, void*) { level->experts_outer(*static_cast<const Experts*>(a), begin, end); },
-          &m, hidden, plan(hidden, chosen * (inner / GROUP) * (GROUP_BYTES + 1), threads));
+    Experts m{};
+    m.type = type, m.hidden = hidden, m.inner = inner, m.alpha = alpha, m.limit = limit;
+    m.gate_up_blocks = gate_up_blocks, m.gate_up_scales = gate_up_scales, m.gate_up_bias = gate_up_bias;
+    m.down_blocks = down_blocks, m.down_scales = down_scales, m.down_bias = down_bias;
+    const int64_t row_bytes = hidden * element_bytes(type);
+    for (int64_t first = 0; first < rows; first += EXPERT_PANEL) {
+        m.rows = rows - first < EXPERT_PANEL ? rows - first : EXPERT_PANEL;
+        m.chosen = m.rows * chosen;
+        m.x = static_cast<const char*>(x) + first * row_bytes;
+        m.out = static_cast<char*>(out) + first * row_bytes;
+        if (const int code = expert_panel(m, experts, chosen, indices + first * chosen, weights + first * chosen, threads)) return code;
+    }
     return DONE;
 }
 

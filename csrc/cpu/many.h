@@ -20,15 +20,6 @@ inline int64_t outputs_of_tile(int64_t steps) {
     return fit < 4 ? 4 : fit > TILE_MOST ? TILE_MOST : fit;
 }
 
-// R rows times O outputs; row r is at x + rows[r] * stride, or rows follow each other.
-struct Rows {
-    const void* x;
-    int64_t bytes;          // from one to the next
-    const int64_t* which;   // null for all
-    int64_t count;
-    const void* at(int64_t r) const { return static_cast<const char*>(x) + (which ? which[r] : r) * bytes; }
-};
-
 // Sums of R rows and O outputs; those of a row are TILE_MOST apart.
 template <class V, class Way, int R, int O>
 inline void tile(const typename Way::Loaded* w, int64_t steps, const Rows& rows, int64_t row, float* sums) {
@@ -40,7 +31,7 @@ inline void tile(const typename Way::Loaded* w, int64_t steps, const Rows& rows,
     }
     for (int64_t s = 0; s < steps; ++s) {
         typename Way::Loaded loaded[O];
-        for (int o = 0; o < O; ++o) loaded[o] = w[o * steps + s];
+        for (int o = 0; o < O; ++o) loaded[o] = w[o * (steps | 1) + s];
         for (int r = 0; r < R; ++r) Way::template add_scaled<O>(loaded, x[r] + s * Way::numbers, acc[r]);
     }
     for (int r = 0; r < R; ++r) {
@@ -70,31 +61,14 @@ void many_range(int64_t steps, const Rows& rows, int64_t begin, int64_t end, voi
     float sums[TILE_ROWS * TILE_MOST];
     for (; begin < end; begin += most) {
         const int64_t here = end - begin < most ? end - begin : most;
-        for (int64_t o = 0; o < here; ++o) unpack(begin + o, unpacked + o * steps);
+        for (int64_t o = 0; o < here; ++o) unpack(begin + o, unpacked + o * (steps | 1));
         for (int64_t row = 0; row < rows.count; row += TILE_ROWS) {
             int64_t o = 0;
-            for (; o + O <= here; o += O) tile_rows<V, Way, O>(unpacked + o * steps, steps, rows, row, sums + o);
-            for (; o < here; ++o) tile_rows<V, Way, 1>(unpacked + o * steps, steps, rows, row, sums + o);
+            for (; o + O <= here; o += O) tile_rows<V, Way, O>(unpacked + o * (steps | 1), steps, rows, row, sums + o);
+            for (; o < here; ++o) tile_rows<V, Way, 1>(unpacked + o * (steps | 1), steps, rows, row, sums + o);
             for (int64_t r = 0; r < TILE_ROWS && row + r < rows.count; ++r) done(row + r, begin, here, sums + r * TILE_MOST);
         }
     }
-}
-
-// Adds the bias and rounds the sums of a row from an output on.
-template <class V, int T>
-inline void finish_of(const float* sums, int64_t count, const void* bias, int64_t output, void* out, int64_t at) {
-    if (bias)
-        for (int64_t i = 0; i < count; ++i) narrow<V, T>(out, at + i, sums[i] + widen<V, T>(bias, output + i));
-    else
-        for (int64_t i = 0; i < count; ++i) narrow<V, T>(out, at + i, sums[i]);
-}
-
-template <class V, class M>
-inline void finish(const M& m, int64_t row, int64_t output, int64_t count, const float* sums) {
-    const int64_t at = row * m.outputs + output;
-    if (m.type == FP32) finish_of<V, FP32>(sums, count, m.bias, output, m.out, at);
-    else if (m.type == BF16) finish_of<V, BF16>(sums, count, m.bias, output, m.out, at);
-    else finish_of<V, FP16>(sums, count, m.bias, output, m.out, at);
 }
 
 template <class Way>
@@ -102,7 +76,8 @@ inline int64_t steps_of(int64_t inputs) { return (inputs + Way::numbers - 1) / W
 
 template <class Way>
 inline size_t many_bytes(int64_t inputs) {
-    return size_t(outputs_of_tile<typename Way::Loaded>(steps_of<Way>(inputs)) * steps_of<Way>(inputs)) * sizeof(typename Way::Loaded);
+    const int64_t steps = steps_of<Way>(inputs);
+    return size_t(outputs_of_tile<typename Way::Loaded>(steps) * (steps | 1)) * sizeof(typename Way::Loaded);
 }
 
 template <class V, class Way, class Source, class Done>
@@ -136,54 +111,40 @@ struct Channel : Way {
     }
 };
 
-template <class V, class Way>
-void integers_many(const Integers& m, int64_t begin, int64_t end, void* memory) {
+template <class V, class Way, class Done>
+void many_channel(const Integers& m, int64_t begin, int64_t end, void* memory, Done done) {
     const Rows rows{m.prepared, int64_t(prepared_bytes<Way>(m.inputs)), nullptr, m.rows};
-    auto done = [&](int64_t row, int64_t output, int64_t count, float* sums) { finish<V>(m, row, output, count, sums); };
-    if constexpr (Way::bits == 8) {
-        if (by_channel(m)) {
-            const int64_t whole = m.inputs / BLOCK * BLOCK;
-            auto unpack = [&](int64_t output, typename Way::Values* to) {
-                const uint8_t* w = m.weight + output * m.inputs;
-                for (int64_t i = 0; i < whole; i += BLOCK) *to++ = Way::load(w + i);
-                if (whole == m.inputs) return;
-                uint8_t rest[BLOCK] = {};
-                std::memcpy(rest, w + whole, size_t(m.inputs - whole));
-                *to = Way::load(rest);
-            };
-            return many_range<V, Channel<Way>>(
-                steps_of<Way>(m.inputs), rows, begin, end, memory, unpack,
-                [&](int64_t row, int64_t output, int64_t count, float* sums) {
-                    float scale[TILE_MOST];
-                    widen_scales<V>(m.scale_type, m.scales, output, count, scale);
-                    for (int64_t i = 0; i < count; ++i) sums[i] *= scale[i];
-                    finish<V>(m, row, output, count, sums);
-                });
-        }
-    }
-    many_grouped<V, Way>(IntegerSource{m.weight, m.inputs / BLOCK, m}, rows, begin, end, memory, done);
-}
-
-template <class V, class Way>
-void mx_many(const Packed& m, int64_t begin, int64_t end, void* memory) {
-    const Rows rows{m.prepared, int64_t(prepared_bytes<Way>(m.groups * GROUP)), nullptr, m.rows};
-    auto done = [&](int64_t row, int64_t output, int64_t count, float* sums) { finish<V>(m, row, output, count, sums); };
-    many_grouped<V, Way>(MxSource{m.blocks, m.scales, m.groups}, rows, begin, end, memory, done);
+    const int64_t whole = m.inputs / BLOCK * BLOCK;
+    auto unpack = [&](int64_t output, typename Way::Values* to) {
+        const uint8_t* w = m.weight + output * m.inputs;
+        for (int64_t i = 0; i < whole; i += BLOCK) *to++ = Way::load(w + i);
+        if (whole == m.inputs) return;
+        uint8_t rest[BLOCK] = {};
+        std::memcpy(rest, w + whole, size_t(m.inputs - whole));
+        *to = Way::load(rest);
+    };
+    many_range<V, Channel<Way>>(steps_of<Way>(m.inputs), rows, begin, end, memory, unpack,
+                                [&](int64_t row, int64_t output, int64_t count, float* sums) {
+                                    float scale[TILE_MOST];
+                                    widen_scales<V>(m.scale_type, m.scales, output, count, scale);
+                                    for (int64_t i = 0; i < count; ++i) sums[i] *= scale[i];
+                                    done(row, output, count, sums);
+                                });
 }
 
 // Weights of the numbers' own types: unpacking is widening, or copying to where rows of the weight are close together.
 template <class V, class Way>
 void matvec_many(const Matvec& m, int64_t begin, int64_t end, void* memory) {
     using W = typename Way::W;
-    const int64_t whole = m.inputs / Way::step * Way::step, padded = round_up(m.inputs, Way::step);
-    const Rows rows{m.prepared, padded * int64_t(sizeof(typename Way::X)), nullptr, m.rows};
+    const int64_t whole = m.inputs / Way::step * Way::step;
+    const Rows rows{m.prepared, row_stride<Way>(m.inputs) * int64_t(sizeof(typename Way::X)), nullptr, m.rows};
     auto unpack = [&](int64_t output, typename Way::Loaded* to) {
         const W* w = static_cast<const W*>(m.weight) + output * m.weight_stride;
         for (int64_t i = 0; i < whole; i += Way::step) *to++ = Way::load(w + i);
         if (whole < m.inputs) *to = Way::load_tail(w + whole, m.inputs - whole);
     };
     many_range<V, Channel<Way>>(
-        padded / Way::step, rows, begin, end, memory, unpack,
+        steps_of<Way>(m.inputs), rows, begin, end, memory, unpack,
         [&](int64_t row, int64_t output, int64_t count, float* sums) { finish<V>(m, row, output, count, sums); });
 }
 

@@ -79,15 +79,19 @@ def check_everything() -> None:
                 near(got, exact[:rows])
                 assert torch.equal(got, alone[:rows]), "a row depends on its batch"
         given = stacks(dtype)
-        x, weights = torch.randn(3, 96).to(dtype), torch.rand(3, 2).to(dtype)
-        indices = torch.tensor([[4, 0], [1, 1], [2, 3]])
-        got = native_mxfp4_experts(x, indices, weights, given, 1.5, 2.0)
+        x, weights = torch.randn(45, 96).to(dtype), torch.rand(45, 2).to(dtype)
+        indices = torch.randint(0, 5, (45, 2))
+        indices[:3], indices[20:] = torch.tensor([[4, 0], [1, 1], [2, 3]]), torch.tensor([1, 3])
         wide = [part if part.dtype == torch.uint8 else part.double() for part in given]
         exact = mxfp4_experts_reference(x.double(), indices, weights.double(), wide, 1.5, 2.0)
-        # values between both products are rounded to bfloat16 where products are made of it
-        assert float((got.double() - exact).abs().max()) <= 4 * BOUNDS[dtype] * float(exact.abs().max())
-        one = native_mxfp4_experts(x[1:2], indices[1:2], weights[1:2], given, 1.5, 2.0)
-        assert torch.equal(one, got[1:2])
+        for rows in (3, 45):
+            got = native_mxfp4_experts(x[:rows], indices[:rows], weights[:rows], given, 1.5, 2.0)
+            # values between both products are rounded to bfloat16 where products are made of it
+            assert float((got.double() - exact[:rows]).abs().max()) <= 4 * BOUNDS[dtype] * float(exact.abs().max())
+            for row in range(rows):
+                part = slice(row, row + 1)
+                one = native_mxfp4_experts(x[part], indices[part], weights[part], given, 1.5, 2.0)
+                assert torch.equal(one, got[part]), "a row depends on its batch"
 
 
 @needs_native

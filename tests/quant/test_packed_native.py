@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from quintet.kernels.loader import library, status
+from quintet.kernels.loader import library, packed_rows, status
 from quintet.layers.experts import Experts, RoutedExperts
 from quintet.models import gpt_oss, seed_oss
 from quintet.quant import packed_experts as module
@@ -43,9 +43,9 @@ def packed(dtype: torch.dtype) -> PackedExperts:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_few_tokens_go_through_the_kernel(dtype: torch.dtype, asked: list[int]) -> None:
+def test_tokens_go_through_the_kernel(dtype: torch.dtype, asked: list[int]) -> None:
     made = packed(dtype)
-    for rows in (0, 1, 2, 8, 9):
+    for rows in (0, 1, 2, 8, 9, 20):
         x = torch.randn(rows, D).to(dtype)
         indices = torch.stack([torch.randperm(E)[:K] for _ in range(rows)]) if rows else torch.empty(0, K).long()
         weights = torch.rand(rows, K).to(dtype)
@@ -54,7 +54,7 @@ def test_few_tokens_go_through_the_kernel(dtype: torch.dtype, asked: list[int]) 
         bound = 1e-5 if dtype == torch.float32 else 3e-2
         assert got.dtype == dtype
         torch.testing.assert_close(got, want, atol=bound * float(want.abs().max()) if rows else 0, rtol=bound)
-    assert asked == [1, 2, 8]
+    assert asked == [rows for rows in (1, 2, 8, 9, 20) if rows <= packed_rows()]
 
 
 def test_steps_aside_for_gradients_and_autocast(asked: list[int]) -> None:

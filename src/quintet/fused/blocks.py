@@ -24,7 +24,7 @@ from quintet.family import BlockMap
 from quintet.fused.cpu_linear import CpuConv1D, CpuLinear, twin
 from quintet.fused.cpu_norm import CpuRMSNorm
 from quintet.kernels.linear import TYPES
-from quintet.kernels.loader import MOST_ROWS, check, library
+from quintet.kernels.loader import FEW_ROWS, check, library
 from quintet.layers.activations import ACTIVATIONS
 from quintet.layers.conv1d import Conv1D
 from quintet.layers.experts import TopKRouter
@@ -332,7 +332,7 @@ class FusedBlocks(nn.ModuleList):
     def run(self, x: torch.Tensor, step: Step) -> torch.Tensor | None:
         """Return what the blocks make of x, (B, T, E), or None when the modules have to do it."""
         cache = step.cache
-        if type(cache) is not DynamicCache or x.dim() != 3 or x.shape[0] * x.shape[1] > MOST_ROWS or self.training:
+        if type(cache) is not DynamicCache or x.dim() != 3 or x.shape[0] * x.shape[1] > FEW_ROWS or self.training:
             return None
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
             return None

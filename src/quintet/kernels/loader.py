@@ -14,24 +14,26 @@ from pathlib import Path
 
 from quintet.errors import ConfigError
 
-__all__ = ["LEVELS", "NATIVE_OPS", "Status", "check", "library", "status"]
+__all__ = ["LEVELS", "NATIVE_OPS", "Status", "check", "library", "packed_rows", "status"]
 
 # Sets of instructions, the best first.
 LEVELS = ("avx512", "avx2", "portable")
 # Operations that the shared object has.
 NATIVE_OPS = ("matvec", "int8_linear", "int4_linear", "mxfp4_matvec", "mxfp4_experts", "blocks")
 # What the functions of the shared object must say they are; another one is of another version of quintet.
-VERSION = 3
+VERSION = 4
 PATH = Path(__file__).parent / "_cpu.so"
 # Up to so many rows weights are read once and unpacked on the way.
 FEW_ROWS = 8
+# Up to so many rows products with packed weights are faster than unpacking them with torch, by level; measured.
+PACKED_ROWS = {"avx512": 2**40, "avx2": 128, "portable": 16}
 
 _int, _size, _pointer, _float = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
 _SIGNATURES = {
     "quintet_matvec": [_int, *[_size] * 3, _pointer, _size, _pointer, _size, _pointer, _pointer, _size],
     "quintet_mxfp4_matvec": [_int, *[_size] * 3, *[_pointer] * 3, _size, _pointer, _pointer, _size],
     "quintet_integers": [*[_int] * 3, *[_size] * 4, *[_pointer] * 4, _size, _pointer, _pointer, _size],
-    "quintet_mxfp4_experts": [_int, *[_size] * 4, *[_pointer] * 10, _float, _float, _size],
+    "quintet_mxfp4_experts": [_int, *[_size] * 5, *[_pointer] * 10, _float, _float, _size],
     "quintet_blocks": [_pointer, _size, _pointer],
 }
 
@@ -111,6 +113,15 @@ def status() -> Status:
         ConfigError: as `library`.
     """
     return _loaded()[1]
+
+
+def packed_rows() -> int:
+    """Return up to how many rows products with packed weights should be native: 0 without native kernels.
+
+    Raises:
+        ConfigError: as `library`.
+    """
+    return PACKED_ROWS.get(status().level or "", 0)
 
 
 def check(code: int) -> None:

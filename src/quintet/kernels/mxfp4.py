@@ -13,7 +13,7 @@ import torch
 
 from quintet.errors import InputError
 from quintet.kernels.linear import TYPES
-from quintet.kernels.loader import FEW_ROWS, check, library
+from quintet.kernels.loader import check, library
 
 __all__ = [
     "mxfp4_experts",
@@ -156,7 +156,7 @@ def native_mxfp4_experts(
     """Return the weighted sum of what each row's experts say, by the native kernel, or None where it does not take it.
 
     Args:
-        x: (n, D), 1 to 8 rows; each is computed by itself.
+        x: (n, D); rows that ask the same expert are computed together.
         indices: (n, k) experts of each row.
         weights: (n, k) their weights.
         stacks: Blocks (E, 2F, D / 32, 16), scales (E, 2F, D / 32) and biases (E, 2F) of gate and up, which stand in
@@ -173,7 +173,7 @@ def native_mxfp4_experts(
     native = library()
     kind = TYPES.get(x.dtype)
     gate_up, gate_up_scales, gate_up_bias, down, down_scales, down_bias = stacks
-    if native is None or kind is None or x.dim() != 2 or not x.is_cpu or not 1 <= x.shape[0] <= FEW_ROWS:
+    if native is None or kind is None or x.dim() != 2 or not x.is_cpu or not len(x):
         return None
     rows, hidden = x.shape
     experts, _, inner_groups = down_scales.shape
@@ -197,21 +197,13 @@ def native_mxfp4_experts(
         raise IndexError(f"experts {chosen.tolist()} are asked for, and there are {experts}")
     x, chosen = x.contiguous(), chosen.contiguous()
     out = torch.empty_like(x)
-    width, count, size = hidden * x.element_size(), chosen.shape[1], torch.get_num_threads()
-    pointers = tuple(stack.data_ptr() for stack in stacks)
-    starts = (chosen.data_ptr(), shares.data_ptr(), x.data_ptr(), out.data_ptr())
-    for row in range(rows):
-        at = (
-            starts[0] + 8 * count * row,
-            starts[1] + 4 * count * row,
-            starts[2] + width * row,
-            starts[3] + width * row,
+    check(
+        native.quintet_mxfp4_experts(
+            *(kind, rows, experts, chosen.shape[1], hidden, inner, *(stack.data_ptr() for stack in stacks)),
+            *(chosen.data_ptr(), shares.data_ptr(), x.data_ptr(), out.data_ptr()),
+            *(float(alpha), float(limit), torch.get_num_threads()),
         )
-        check(
-            native.quintet_mxfp4_experts(
-                kind, experts, count, hidden, inner, *pointers, *at, float(alpha), float(limit), size
-            )
-        )
+    )
     return out
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from quintet.errors import InputError
+from quintet.kernels.loader import packed_rows
 from quintet.kernels.mxfp4 import native_mxfp4_experts
 from quintet.layers.experts import Experts, RoutedExperts, clamped_swiglu
 from quintet.quant.mxfp4 import BLOCK, check_width, pack, unpack, unpack_into, wide_dtype
@@ -22,8 +23,6 @@ __all__ = ["PackedExperts", "PackedParameter", "count", "packed_linear"]
 # Weights that are unpacked at a time: 1 MiB in bfloat16, which are still in a cache when they are multiplied.
 TILE = 2**19
 WEIGHTS = ("gate_up_proj", "down_proj")
-# Tokens that the native kernel takes, each by itself.
-NATIVE_ROWS = 8
 
 
 class PackedParameter(nn.Parameter):
@@ -130,8 +129,8 @@ def packed_linear(x: torch.Tensor, blocks: torch.Tensor, scales: torch.Tensor) -
 class PackedExperts(RoutedExperts):
     """The twin of `Experts` that computes with packed weights as they are published, memory-mapped or not.
 
-    Few tokens on a CPU without gradients go through the native kernel, where it is built. Otherwise an expert is
-    unpacked when a token uses it, a tile at a time. Biases are plain parameters.
+    Tokens on a CPU without gradients go through the native kernel, where it is built. Otherwise an expert is unpacked
+    when a token uses it, a tile at a time. Biases are plain parameters.
 
     Args:
         num_experts: E.
@@ -225,7 +224,7 @@ class PackedExperts(RoutedExperts):
     def forward(self, x: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Return the weighted sum of what each token's experts say: (N, D), see `RoutedExperts.forward`."""
         plain = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
-        if not plain and x.shape[0] <= NATIVE_ROWS:
+        if not plain and x.shape[0] <= packed_rows():
             out = native_mxfp4_experts(x, indices, weights, self.stacks(), self.alpha, self.limit)
             if out is not None:
                 return out
