@@ -60,7 +60,8 @@ def test_says_what_the_plain_one_says(
         got, want = packed(*given), plain(*given)
     assert got.dtype == dtype
     bound = 1e-5 if dtype.itemsize > 2 else 2e-2
-    torch.testing.assert_close(got, want, atol=bound, rtol=bound)
+    largest = float(want.abs().max())  # of 16 bits, the plain one rounds between products
+    torch.testing.assert_close(got, want, atol=bound * largest, rtol=bound)
 
 
 ONE = D * 2 * F + F * D  # numbers of an expert
