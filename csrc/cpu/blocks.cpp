@@ -15,7 +15,7 @@ int quintet_matvec(int type, int64_t rows, int64_t inputs, int64_t outputs, cons
 int quintet_integers(int bits, int type, int scale_type, int64_t rows, int64_t inputs, int64_t outputs, int64_t group,
                      const uint8_t* weight, const void* scales, const uint8_t* zeros, const void* x, int64_t x_stride,
                      const void* bias, void* out, int64_t threads);
-int quintet_mxfp4_experts(int type, int64_t experts, int64_t chosen, int64_t hidden, int64_t inner,
+int quintet_mxfp4_experts(int type, int64_t rows, int64_t experts, int64_t chosen, int64_t hidden, int64_t inner,
                           const uint8_t* gate_up_blocks, const uint8_t* gate_up_scales, const void* gate_up_bias,
                           const uint8_t* down_blocks, const uint8_t* down_scales, const void* down_bias,
                           const int64_t* indices, const float* weights, const void* x, void* out, float alpha,
@@ -165,7 +165,8 @@ int attention(const Run& run, const Block& m, const void* x, const Buffers& b) {
 int routed(const Run& run, const Block& m, const void* x, const Buffers& b) {
     int code = run.linear(m.router, x, b.logits);
     std::vector<float> logits(static_cast<size_t>(m.experts));
-    std::vector<int64_t> order(static_cast<size_t>(m.experts));
+    std::vector<int64_t> order(static_cast<size_t>(m.experts)), indices;
+    std::vector<float> shares;
     for (int64_t r = 0; !code && r < run.rows; ++r) {
         run.inner.widen(run.step.type, run.at(b.logits, r * m.experts), logits.data(), m.experts);
         for (int64_t e = 0; e < m.experts; ++e) order[size_t(e)] = e;
@@ -185,15 +186,12 @@ int routed(const Run& run, const Block& m, const void* x, const Buffers& b) {
             chosen.emplace_back(order[size_t(c)], rounded);
         }
         std::sort(chosen.begin(), chosen.end());
-        std::vector<int64_t> indices;
-        weights.clear();
-        for (const auto& [index, weight] : chosen) indices.push_back(index), weights.push_back(weight);
-        code = quintet_mxfp4_experts(run.step.type, m.experts, m.chosen, run.step.width, m.inner, m.gate_up_blocks,
-                                     m.gate_up_scales, m.gate_up_bias, m.down_blocks, m.down_scales, m.down_bias,
-                                     indices.data(), weights.data(), run.at(x, r * run.step.width),
-                                     run.at(b.added, r * run.step.width), m.alpha, m.limit, run.step.threads);
+        for (const auto& [index, weight] : chosen) indices.push_back(index), shares.push_back(weight);
     }
-    return code;
+    if (code) return code;
+    return quintet_mxfp4_experts(run.step.type, run.rows, m.experts, m.chosen, run.step.width, m.inner, m.gate_up_blocks,
+                                 m.gate_up_scales, m.gate_up_bias, m.down_blocks, m.down_scales, m.down_bias,
+                                 indices.data(), shares.data(), x, b.added, m.alpha, m.limit, run.step.threads);
 }
 
 struct Activating { const Inner* inner; const Block* block; int type; const void *gate, *up; void* out; int64_t bytes; };

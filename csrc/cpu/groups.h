@@ -440,8 +440,10 @@ template <class V, int T>
 void experts_outer_of(const Experts& m, int64_t begin, int64_t end, void* memory) {
     using Way = typename V::template Nibbles<T, MX>;
     const int64_t groups = m.inner / GROUP, bytes = int64_t(prepared_bytes<Way>(m.inner));
-    auto* total = static_cast<float*>(memory);  // (rows, OUTER)
-    char* rest = static_cast<char*>(memory) + round_up(m.rows * OUTER * int64_t(sizeof(float)), 64);
+    float few[FEW_ROWS * OUTER];
+    auto* total = m.rows <= FEW_ROWS ? few : static_cast<float*>(memory);  // (rows, OUTER)
+    char* rest = static_cast<char*>(memory);
+    if (rest) rest += round_up(m.rows * OUTER * int64_t(sizeof(float)), 64);
     for (; begin < end; begin += OUTER) {
         const int64_t stop = end - begin < OUTER ? end : begin + OUTER;
         std::memset(total, 0, size_t(m.rows * OUTER) * sizeof(float));

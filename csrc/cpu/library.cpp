@@ -254,7 +254,7 @@ bool has_level(const char* name) {
 
 int64_t element_bytes(int type) { return type == FP32 ? 4 : 2; }
 
-constexpr int64_t PANEL = 1024;  // rows at a time: what they are prepared as takes memory
+constexpr int64_t PANEL = 1024;             // rows at a time: what they are prepared as takes memory
 constexpr int64_t MOST = int64_t(1) << 40;  // of any size: products of two stay in range
 
 bool sane(int type, int64_t rows, int64_t inputs, int64_t outputs) {
@@ -266,35 +266,41 @@ bool sane(int type, int64_t rows, int64_t inputs, int64_t outputs) {
 template <class M>
 int panel(M& m, size_t prepared, void (*prepare)(const M&), size_t memory, void (*work)(const M&, int64_t, int64_t, void*),
             int64_t bytes_each, int64_t threads) {
-    const bool many = m.rows > FEW_ROWS;
-    Plan planned = plan(m.outputs, bytes_each, threads);
-    if (many) {  // arithmetic is the limit: pieces of equal size
-        const int64_t size = m.outputs / (4 * (threads > 1 ? threads : 1)) / 12 * 12;
-        planned.chunk = size < 12 ? 12 : size > 96 ? 96 : size;
-        const int64_t pieces = (m.outputs + planned.chunk - 1) / planned.chunk;
-        if (planned.threads > pieces) planned.threads = pieces;
+    struct Call { const M* m; void (*work)(const M&, int64_t, int64_t, void*); } call{&m, work};
+    if (m.rows <= FEW_ROWS) {
+        m.prepared = scratch.get(prepared * size_t(m.rows));
+        if (!m.prepared) return NO_MEMORY;
+        prepare(m);
+        share(
+            [](const void* a, int64_t begin, int64_t end) {
+                static_cast<const Call*>(a)->work(*static_cast<const Call*>(a)->m, begin, end, nullptr);
+            },
+            &call, m.outputs, bytes_each, threads);
+        return DONE;
     }
-    const size_t of_x = aligned(prepared * size_t(m.rows)), each = many ? aligned(memory) : 0;
-    char* room = scratch.get(of_x + each * size_t(planned.threads));
+    Plan planned = plan(m.outputs, bytes_each, threads);
+    // arithmetic is the limit: pieces of equal size
+    const int64_t size = m.outputs / (4 * (threads > 1 ? threads : 1)) / 12 * 12;
+    planned.chunk = size < 12 ? 12 : size > 96 ? 96 : size;
+    const int64_t pieces = (m.outputs + planned.chunk - 1) / planned.chunk;
+    if (planned.threads > pieces) planned.threads = pieces;
+    const size_t of_x = aligned(prepared * size_t(m.rows)), each = aligned(memory);
+    char* room = scratch.get(of_x + each * size_t(planned.threads > 1 ? planned.threads : 1));
     if (!room) return NO_MEMORY;
     m.prepared = room;
-    if (many && planned.threads > 1) {
-        struct Rows { const M* m; void (*prepare)(const M&); size_t each; int64_t x_bytes; } rows{&m, prepare, prepared, m.x_stride * element_bytes(m.type)};
-        share(
-            [](const void* a, int64_t begin, int64_t end, void*) {
-                const Rows& rows = *static_cast<const Rows*>(a);
-                M part = *rows.m;
-                part.rows = end - begin;
-                part.x = static_cast<const char*>(part.x) + begin * rows.x_bytes;
-                part.prepared = static_cast<char*>(part.prepared) + size_t(begin) * rows.each;
-                rows.prepare(part);
-            },
-            &rows, m.rows, Plan{planned.threads, 4});
-    } else {
-        prepare(m);
-    }
-    struct Call { const M* m; void (*work)(const M&, int64_t, int64_t, void*); } call{&m, work};
-    share(
+    struct Rows { const M* m; void (*prepare)(const M&); size_t each; int64_t x_bytes; };
+    const Rows rows{&m, prepare, prepared, m.x_stride * element_bytes(m.type)};
+    share_with(
+        [](const void* a, int64_t begin, int64_t end, void*) {
+            const Rows& rows = *static_cast<const Rows*>(a);
+            M part = *rows.m;
+            part.rows = end - begin;
+            part.x = static_cast<const char*>(part.x) + begin * rows.x_bytes;
+            part.prepared = static_cast<char*>(part.prepared) + size_t(begin) * rows.each;
+            rows.prepare(part);
+        },
+        &rows, m.rows, Plan{planned.threads, 4});
+    share_with(
         [](const void* a, int64_t begin, int64_t end, void* memory) {
             static_cast<const Call*>(a)->work(*static_cast<const Call*>(a)->m, begin, end, memory);
         },
@@ -317,13 +323,6 @@ int product(const M& all, size_t prepared, void (*prepare)(const M&), size_t mem
 }
 
 constexpr int64_t EXPERT_PANEL = 512;
-
-// Pieces of equal size where arithmetic is the limit, or as `plan` says where it is reading.
-Plan expert_plan(const Experts& m, int64_t total, int64_t bytes_each, int64_t threads) {
-    Plan planned = plan(total, bytes_each, threads);
-    if (m.rows > FEW_ROWS && planned.threads > 1) planned.chunk = OUTER;
-    return planned;
-}
 
 int expert_panel(Experts& m, int64_t experts, int64_t chosen, const int64_t* indices, const float* weights, int64_t threads) {
     const size_t ints = aligned(size_t(2 * experts + 2 + m.chosen + experts) * sizeof(int64_t));
@@ -363,12 +362,25 @@ int expert_panel(Experts& m, int64_t experts, int64_t chosen, const int64_t* ind
     m.values = reinterpret_cast<float*>(memory), memory += of_values;
     m.prepared_values = memory, memory += of_prepared;
     const int64_t hidden_bytes = m.hidden / GROUP * (GROUP_BYTES + 1), inner_bytes = m.inner / GROUP * (GROUP_BYTES + 1);
+    const int64_t inner_total = m.count * m.inner, down_bytes = m.count * inner_bytes;
+    if (m.rows <= FEW_ROWS) {
+#define QUINTET_EACH(name) \
+    [](const void* a, int64_t begin, int64_t end) { level->name(*static_cast<const Experts*>(a), begin, end, nullptr); }
+        level->experts_prepare(m, 0, m.rows, nullptr);
+        share(QUINTET_EACH(experts_inner), &m, inner_total, 2 * hidden_bytes, threads);
+        level->experts_between(m, 0, m.chosen, nullptr);
+        share(QUINTET_EACH(experts_outer), &m, m.hidden, down_bytes, threads);
+        return DONE;
+#undef QUINTET_EACH
+    }
 #define QUINTET_EACH(name) \
     [](const void* a, int64_t begin, int64_t end, void* own) { level->name(*static_cast<const Experts*>(a), begin, end, own); }
-    share(QUINTET_EACH(experts_prepare), &m, m.rows, plan(m.rows, m.hidden * 4, threads));
-    share(QUINTET_EACH(experts_inner), &m, m.count * m.inner, expert_plan(m, m.count * m.inner, 2 * hidden_bytes, threads), memory, each);
-    share(QUINTET_EACH(experts_between), &m, m.chosen, plan(m.chosen, m.inner * 4, threads));
-    share(QUINTET_EACH(experts_outer), &m, m.hidden, expert_plan(m, m.hidden, m.count * inner_bytes, threads), memory, each);
+    Plan planned = plan(inner_total, 2 * hidden_bytes, threads);
+    planned.chunk = OUTER;
+    share_with(QUINTET_EACH(experts_prepare), &m, m.rows, Plan{planned.threads, 4});
+    share_with(QUINTET_EACH(experts_inner), &m, inner_total, planned, memory, each);
+    share_with(QUINTET_EACH(experts_between), &m, m.chosen, Plan{planned.threads, 4});
+    share_with(QUINTET_EACH(experts_outer), &m, m.hidden, planned, memory, each);
 #undef QUINTET_EACH
     return DONE;
 }
