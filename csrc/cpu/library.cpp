@@ -342,9 +342,10 @@ int expert_panel(Experts& m, int64_t experts, int64_t chosen, const int64_t* ind
     std::memset(counts, 0, size_t(experts) * sizeof(int64_t));
     for (int64_t i = 0; i < m.chosen; ++i) ++counts[indices[i]];
     m.count = 0;
-    int64_t place = 0;
+    int64_t place = 0, most = 0;  // choices of one expert: a row may choose it more than once
     for (int64_t e = 0; e < experts; ++e) {
         if (!counts[e]) continue;
+        most = counts[e] > most ? counts[e] : most;
         asked[m.count] = e;
         starts[m.count++] = place;
         place += counts[e];
@@ -363,7 +364,7 @@ int expert_panel(Experts& m, int64_t experts, int64_t chosen, const int64_t* ind
     m.prepared_values = memory, memory += of_prepared;
     const int64_t hidden_bytes = m.hidden / GROUP * (GROUP_BYTES + 1), inner_bytes = m.inner / GROUP * (GROUP_BYTES + 1);
     const int64_t inner_total = m.count * m.inner, down_bytes = m.count * inner_bytes;
-    if (m.rows <= FEW_ROWS) {
+    if (m.rows <= FEW_ROWS && most <= FEW_ROWS) {
 #define QUINTET_EACH(name) \
     [](const void* a, int64_t begin, int64_t end) { level->name(*static_cast<const Experts*>(a), begin, end, nullptr); }
         level->experts_prepare(m, 0, m.rows, nullptr);

@@ -238,6 +238,15 @@ def test_orders_in_memory() -> None:
 
 
 @needs_native
+def test_one_expert_for_every_choice_of_few_rows() -> None:
+    parts, x = stacks(torch.float32), torch.randn(8, 96)
+    indices, weights = torch.full((8, 4), 2), torch.rand(8, 4)
+    got = native_mxfp4_experts(x, indices, weights, parts, 1.7, 7.0)
+    wanted = mxfp4_experts_reference(x, indices, weights, parts, 1.7, 7.0)
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
+
+
+@needs_native
 def test_what_is_not_taken() -> None:
     weight, x = torch.randn(4, 6), torch.randn(2, 6)
     assert native_matvec(x.double(), weight.double()) is None
