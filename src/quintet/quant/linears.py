@@ -379,7 +379,7 @@ class _Packing(ChangedSource):
         if path not in self._held:
             origin, twin = self._keys[path], self._twins[path]
             stored = self._inner.get(origin).to(self._device)
-            self._held[path] = twin.pack(stored.t() if path in self._transposed else stored)
+            self._held[path] = twin.pack(stored.t() if path in self._transposed else stored, f"'{origin}'")
             logger.info("packed '%s' in %d bits", origin, twin.bits)
             del stored
             if path not in self._shared:

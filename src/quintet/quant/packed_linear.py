@@ -21,11 +21,10 @@ from quintet.kernels.packing import (
     WORD,
     dequantize_int4,
     dequantize_int8,
-    quantize_int4,
-    quantize_int8,
 )
 from quintet.layers.conv1d import Conv1D
 from quintet.quant.packed_experts import TILE, PackedParameter
+from quintet.quant.rounding import round_weight
 
 __all__ = ["Int4Linear", "Int8Linear", "PackedLinear"]
 
@@ -132,7 +131,7 @@ class PackedLinear(nn.Linear):
             twin = cls.empty_like(module, **options)
         weight: Any = module.weight
         stored = weight.detach().t() if twin.transposed else weight.detach()  # (out, in)
-        packed = twin.pack(stored)
+        packed = twin.pack(stored, options.get("name", "weight"))
         for name, tensor in packed.items():
             twin._set(name, tensor)
         if twin.bias is not None:
@@ -167,9 +166,9 @@ class PackedLinear(nn.Linear):
         scale: torch.Tensor = self.weight_scale  # type: ignore[assignment]
         return scale.dtype
 
-    def pack(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the tensors, by name, of an (out, in) weight."""
-        raise NotImplementedError
+    def pack(self, weight: torch.Tensor, name: str = "weight") -> dict[str, torch.Tensor]:
+        """Return the tensors, by name, of an (out, in) weight; errors call it `name`."""
+        return round_weight(weight.contiguous(), self.bits, self.group, self.symmetric, name=name)
 
     def unpack(self, dtype: torch.dtype, begin: int = 0, end: int | None = None) -> torch.Tensor:
         """Return rows `begin` to `end` of the (out, in) weight; with zero points both are multiples of 8."""
@@ -215,11 +214,6 @@ class Int8Linear(PackedLinear):
         self.weight = PackedParameter(torch.zeros(self.out_features, self.in_features, dtype=torch.int8))
         self.weight_scale = PackedParameter(torch.ones(self.out_features, groups, dtype=dtype))
 
-    def pack(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
-        """See PackedLinear."""
-        whole, scale = quantize_int8(weight.contiguous(), self.group)
-        return {"weight": whole, "weight_scale": scale}
-
     def unpack(self, dtype: torch.dtype, begin: int = 0, end: int | None = None) -> torch.Tensor:
         """See PackedLinear."""
         part = slice(begin, end)
@@ -249,12 +243,6 @@ class Int4Linear(PackedLinear):
     def rebuild_buffers(self, device: torch.device) -> None:
         """Make `weight_shape` again, where a checkpoint has none."""
         self.weight_shape = torch.tensor([self.out_features, self.in_features], device=device)
-
-    def pack(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
-        """See PackedLinear."""
-        packed, scale, zero_point = quantize_int4(weight.contiguous(), self.group or self.in_features, self.symmetric)
-        made = {"weight_packed": packed, "weight_scale": scale, "weight_shape": torch.tensor(weight.shape)}
-        return made if zero_point is None else {**made, "weight_zero_point": zero_point}
 
     def unpack(self, dtype: torch.dtype, begin: int = 0, end: int | None = None) -> torch.Tensor:
         """See PackedLinear."""
