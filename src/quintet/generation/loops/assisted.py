@@ -146,6 +146,7 @@ class _Check:
     def columns(self, logits: torch.Tensor, draft: Draft) -> Iterator[Column]:
         """Give the columns that follow from (1, N, V) scores: the guesses that are right, and one token more."""
         options, count = self._options, logits.shape[1]
+        shown = options.own_ids and (options.keep_logits or options.logprobs is not None)
         plain = not self._processors and options.draws is None and options.weight is None
         best = greedy(logits[0]) if plain else None  # (N,): all of them in one wait for the device
         known = [] if best is None else best.tolist()
@@ -153,7 +154,7 @@ class _Check:
             scores = raw = logits[:, place]
             if best is None:
                 if self._processors:
-                    scores = processed(self._processors, self._ids(), raw)
+                    scores = processed(self._processors, self._ids(), raw, shown)
                 token = self._choose(scores, draft, place)
                 chosen = token.tolist()
             else:

@@ -151,6 +151,7 @@ def contrastive_loop(
         return sequences.view.contiguous() if options.own_ids else sequences.view
 
     rows, k = sequences.view.shape[0], options.candidates
+    raw = options.own_ids and (options.keep_logits or options.logprobs is not None)
     logits, shown = state.prefill(), state.collected
     text = _directions(shown[STATES][-1])  # (B, S, E)
     if options.mask is not None:
@@ -161,7 +162,7 @@ def contrastive_loop(
     kept: list[torch.Tensor] = []
     try:
         while True:
-            scores = processed(processors, ids(), logits) if processors else logits  # (B, V)
+            scores = processed(processors, ids(), logits, raw) if processors else logits  # (B, V)
             probabilities, tokens = scores.softmax(dim=-1).topk(k, dim=-1)  # (B, k)
             following = state.advance(tokens.reshape(-1))  # (B, k) -> (B * k,); (B * k, V)
             states = _directions(state.collected[STATES][-1][:, -1]).unflatten(0, (rows, k))  # (B, k, E)

@@ -92,11 +92,12 @@ def sample_loop(
         return sequences.view.contiguous() if options.own_ids else sequences.view
 
     pad, choose = options.pad_token_id, _chooser(options)
+    shown = options.own_ids and (options.keep_logits or options.logprobs is not None)
     rows = ActiveRows(len(rules.done))
     kept: list[torch.Tensor] = []
     logits = state.prefill_copies(options.num_return_sequences)
     while True:
-        scores = processed(processors, rows.pick(ids()), logits) if processors else logits  # (A, V)
+        scores = processed(processors, rows.pick(ids()), logits, shown) if processors else logits  # (A, V)
         tokens = choose(scores, rows.index)  # (A,)
         done = None  # (B,) rows that were finished before, unless the model has dropped them
         if rules.any_done and pad is not None and rows.index is None:

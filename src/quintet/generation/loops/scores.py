@@ -15,18 +15,21 @@ from quintet.generation.processors import LogitsProcessorList
 __all__ = ["check_usable", "processed"]
 
 
-def processed(processors: LogitsProcessorList, ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+def processed(
+    processors: LogitsProcessorList, ids: torch.Tensor, logits: torch.Tensor, keep: bool = False
+) -> torch.Tensor:
     """Return the scores after every processor.
 
     Args:
         processors: At least one.
         ids: (B, S).
         logits: (B, V).
+        keep: Leave `logits` as they are, also where a processor of the caller writes into its scores.
 
     Raises:
         GenerationError: a processor returned something else than scores of that shape.
     """
-    return processors(ids, logits)
+    return processors(ids, logits.clone() if keep else logits)
 
 
 def check_usable(scores: torch.Tensor, tokens: list[int], row_of: Callable[[int], int] = lambda place: place) -> None:
