@@ -26,6 +26,8 @@ COMMON = [
     "-fvisibility=default",
     "-ffp-contract=off",
     "-fno-math-errno",
+    "-fno-trapping-math",
+    "-Wno-psabi",
     "-Wall",
     "-Wno-maybe-uninitialized",
     "-Wno-uninitialized",
@@ -64,7 +66,10 @@ class Build(build_ext):
         running = []
         for source in ext.sources:
             made = folder / (Path(source).stem + ".o")
-            flags = [*COMMON, *defines, *LEVELS.get(Path(source).stem.removeprefix("inner_"), [])]
+            stem = Path(source).stem
+            flags = [*COMMON, *defines, *LEVELS.get(stem.removeprefix("inner_"), [])]
+            if stem.startswith("inner_"):
+                flags.append("-ffp-contract=fast")  # sums of products in loops that compilers turn into vectors
             running.append((made, subprocess.Popen([*cxx, *flags, "-c", source, "-o", str(made)])))
         codes = [process.wait() for _, process in running]
         if any(codes):

@@ -71,35 +71,68 @@ void add_all(int type, const void* from, float* to, int64_t count) {
     }
 }
 
-inline float together(const float* lanes) {
-    float eight[8], four[4];
-    for (int l = 0; l < 8; ++l) eight[l] = lanes[l] + lanes[l + 8];
-    for (int l = 0; l < 4; ++l) four[l] = eight[l] + eight[l + 4];
-    return (four[0] + four[2]) + (four[1] + four[3]);
+// Sixteen numbers as one; compilers make of it what the level has.
+typedef float Sixteen __attribute__((vector_size(64), aligned(4), may_alias));
+
+template <int T>
+inline Sixteen load(const void* from) {
+    Sixteen value;
+    if constexpr (T == FP32) {
+        std::memcpy(&value, from, sizeof value);
+    } else if constexpr (T == BF16) {
+        typedef uint16_t Halves __attribute__((vector_size(32)));
+        typedef uint32_t Words __attribute__((vector_size(64)));
+        Halves bits;
+        std::memcpy(&bits, from, sizeof bits);
+        const Words words = __builtin_convertvector(bits, Words) << 16;
+        std::memcpy(&value, &words, sizeof value);
+    } else {
+        float wide[LANES];
+        widen_fp16(static_cast<const uint16_t*>(from), wide, LANES);
+        std::memcpy(&value, wide, sizeof value);
+    }
+    return value;
+}
+
+inline float together(Sixteen value) {
+    typedef float Eight __attribute__((vector_size(32)));
+    typedef float Four __attribute__((vector_size(16)));
+    Eight eight[2];
+    std::memcpy(eight, &value, sizeof value);
+    eight[0] += eight[1];
+    Four four[2];
+    std::memcpy(four, eight, sizeof four);
+    four[0] += four[1];
+    return (four[0][0] + four[0][2]) + (four[0][1] + four[0][3]);
+}
+
+// What is left of a row behind the last sixteen, with zeros.
+inline Sixteen rest_of(const float* x, int64_t count) {
+    float padded[LANES] = {};
+    std::memcpy(padded, x, size_t(count) * sizeof(float));
+    return load<FP32>(padded);
 }
 
 inline float sum_of(const float* x, int64_t count) {
-    float lanes[LANES] = {};
+    Sixteen sum = {};
     int64_t i = 0;
-    for (; i + LANES <= count; i += LANES)
-        for (int l = 0; l < LANES; ++l) lanes[l] += x[i + l];
-    for (int l = 0; i < count; ++i, ++l) lanes[l] += x[i];
-    return together(lanes);
+    for (; i + LANES <= count; i += LANES) sum += load<FP32>(x + i);
+    return together(i < count ? sum + rest_of(x + i, count - i) : sum);
 }
 
 inline float product_of(const float* a, const float* b, int64_t count) {
-    float lanes[LANES] = {};
+    Sixteen sum = {};
     int64_t i = 0;
-    for (; i + LANES <= count; i += LANES)
-        for (int l = 0; l < LANES; ++l) lanes[l] = fused(a[i + l], b[i + l], lanes[l]);
-    for (int l = 0; i < count; ++i, ++l) lanes[l] = fused(a[i], b[i], lanes[l]);
-    return together(lanes);
+    for (; i + LANES <= count; i += LANES) sum += load<FP32>(a + i) * load<FP32>(b + i);
+    if (i < count) sum += rest_of(a + i, count - i) * rest_of(b + i, count - i);
+    return together(sum);
 }
 
 // e^x to 2 in the last place: x = n ln 2 + r, the series of e^r to its seventh term, and n into the exponent.
 inline float exponential(float x) {
-    x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
-    const float n = float(int32_t(x * 1.44269504f + (x < 0 ? -0.5f : 0.5f)));
+    x = x > -87.0f ? x : -87.0f;
+    x = x < 88.0f ? x : 88.0f;
+    const float n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;  // to the nearest whole number
     float r = fused(n, -0.693359375f, x);
     r = fused(n, 2.12194440e-4f, r);
     float p = 1.9875691500e-4f;
@@ -232,72 +265,98 @@ void softmax_all(float* x, int64_t count) {
     for (int64_t i = 0; i < count; ++i) x[i] /= total;
 }
 
-// Heads of one group over the keys from `begin` to `end`; keys and values are widened once for all of them.
+// The heads of one group over the keys from `begin` to `end`, whole sixteens of a head at a time; S of them, 0 for any
+// number, in the case of which keys and values are widened first.
+template <int T, int S>
 void attend_unit(const Attend& a, int64_t unit) {
+    constexpr int64_t size = T == FP32 ? 4 : 2;
     const Block& m = *a.block;
     const int64_t row = unit / m.groups, group = unit % m.groups, text = row / a.tokens, token = row % a.tokens;
-    const int64_t each = m.heads / m.groups, head = m.head;
+    const int64_t each = m.heads / m.groups, head = S ? S * LANES : m.head;
     const int64_t end = m.place + token + 1, begin = m.window && end > m.window ? end - m.window : 0, count = end - begin;
-    const int64_t size = a.type == FP32 ? 4 : 2;
-    const float blind = -HUGE_VALF;
-    float* scores = room.get(size_t(each * count + (each + 1) * head));
+    const float blind = -HUGE_VALF, scale = float(m.scale);
+    float* scores = room.get(size_t(each * count + 2 * head));
     if (!scores) return;
-    float *sums = scores + each * count, *wide = sums + each * head;
+    float *sum = scores + each * count, *wide = sum + head;
     const float* queries = a.queries + (row * m.heads + group * each) * head;
     const char* keys = static_cast<const char*>(m.keys) + (text * m.key_strides[0] + group * m.key_strides[1]) * size;
     const char* values = static_cast<const char*>(m.values) + (text * m.value_strides[0] + group * m.value_strides[1]) * size;
     const uint8_t* padding = m.padding ? m.padding + text * m.padding_stride : nullptr;
+    auto meet = [&](int64_t j) {
+        const char* key = keys + (begin + j) * m.key_strides[2] * size;
+        if constexpr (S > 0) {
+            Sixteen numbers[S > 0 ? S : 1];
+            for (int s = 0; s < S; ++s) numbers[s] = load<T>(key + s * LANES * size);
+            for (int64_t h = 0; h < each; ++h) {
+                Sixteen product = load<FP32>(queries + h * head) * numbers[0];
+                for (int s = 1; s < S; ++s) product += load<FP32>(queries + h * head + s * LANES) * numbers[s];
+                scores[h * count + j] = together(product) * scale;
+            }
+        } else {
+            widen_all(T, key, wide, head);
+            for (int64_t h = 0; h < each; ++h) scores[h * count + j] = product_of(queries + h * head, wide, head) * scale;
+        }
+    };
     int64_t seen = 0;
     for (int64_t j = 0; j < count; ++j) {
         const int64_t slot = m.slot + begin + j;
         if (padding && (slot < 0 || slot >= m.padding_length || !padding[slot])) {
             for (int64_t h = 0; h < each; ++h) scores[h * count + j] = blind;
-            continue;
+        } else {
+            meet(j);
+            ++seen;
         }
-        ++seen;
-        const char* key = keys + (begin + j) * m.key_strides[2] * size;
-        const float* numbers = reinterpret_cast<const float*>(key);
-        if (a.type != FP32) {
-            widen_all(a.type, key, wide, head);
-            numbers = wide;
-        }
-        for (int64_t h = 0; h < each; ++h)
-            scores[h * count + j] = product_of(queries + h * head, numbers, head) * float(m.scale);
     }
-    if (!seen) {  // a token that sees nothing sees itself
-        widen_all(a.type, keys + (end - 1) * m.key_strides[2] * size, wide, head);
-        for (int64_t h = 0; h < each; ++h)
-            scores[h * count + count - 1] = product_of(queries + h * head, wide, head) * float(m.scale);
-    }
+    if (!seen) meet(count - 1);  // a token that sees nothing sees itself
     for (int64_t h = 0; h < each; ++h) {
         float* own = scores + h * count;
         const float sink = m.sinks ? number(m.sinks_type, m.sinks, group * each + h) : blind;
         float most = sink;
         for (int64_t j = 0; j < count; ++j) most = own[j] > most ? own[j] : most;
+        // what is hidden comes to e^-87, and is made to nothing
         for (int64_t j = 0; j < count; ++j) own[j] = own[j] == blind ? 0.0f : exponential(own[j] - most);
         const float total = sum_of(own, count) + (m.sinks ? exponential(sink - most) : 0.0f);
-        for (int64_t j = 0; j < count; ++j) own[j] /= total;
-    }
-    std::memset(sums, 0, size_t(each * head) * sizeof(float));
-    for (int64_t j = 0; j < count; ++j) {
-        const char* value = values + (begin + j) * m.value_strides[2] * size;
-        const float* numbers = reinterpret_cast<const float*>(value);
-        if (a.type != FP32) {
-            widen_all(a.type, value, wide, head);
-            numbers = wide;
+        const float factor = 1.0f / total;
+        char* out = static_cast<char*>(a.out) + (row * m.heads + group * each + h) * head * size;
+        if constexpr (S > 0) {
+            Sixteen sums[S > 0 ? S : 1] = {};
+            for (int64_t j = 0; j < count; ++j) {
+                const float share = own[j] * factor;
+                if (share == 0) continue;  // what is hidden may hold anything
+                const char* value = values + (begin + j) * m.value_strides[2] * size;
+                for (int s = 0; s < S; ++s) sums[s] += load<T>(value + s * LANES * size) * share;
+            }
+            std::memcpy(sum, sums, sizeof sums);
+        } else {
+            std::memset(sum, 0, size_t(head) * sizeof(float));
+            for (int64_t j = 0; j < count; ++j) {
+                const float share = own[j] * factor;
+                if (share == 0) continue;
+                widen_all(T, values + (begin + j) * m.value_strides[2] * size, wide, head);
+                for (int64_t i = 0; i < head; ++i) sum[i] += share * wide[i];
+            }
         }
-        for (int64_t h = 0; h < each; ++h) {
-            const float share = scores[h * count + j];
-            if (share == 0) continue;  // what is hidden may hold anything
-            float* sum = sums + h * head;
-            for (int64_t i = 0; i < head; ++i) sum[i] = fused(share, numbers[i], sum[i]);
-        }
+        narrow_all(T, sum, out, head);
     }
-    narrow_all(a.type, sums, static_cast<char*>(a.out) + (row * m.heads + group * each) * head * size, each * head);
+}
+
+template <int T>
+void attend_as(const Attend& a, int64_t begin, int64_t end) {
+    const int64_t head = a.block->head;
+    for (int64_t unit = begin; unit < end; ++unit) {
+        if (head == 64) attend_unit<T, 4>(a, unit);
+        else if (head == 128) attend_unit<T, 8>(a, unit);
+        else if (head == 96) attend_unit<T, 6>(a, unit);
+        else if (head == 80) attend_unit<T, 5>(a, unit);
+        else if (head == 32) attend_unit<T, 2>(a, unit);
+        else attend_unit<T, 0>(a, unit);
+    }
 }
 
 void attend_range(const Attend& a, int64_t begin, int64_t end) {
-    for (int64_t unit = begin; unit < end; ++unit) attend_unit(a, unit);
+    if (a.type == FP32) attend_as<FP32>(a, begin, end);
+    else if (a.type == BF16) attend_as<BF16>(a, begin, end);
+    else attend_as<FP16>(a, begin, end);
 }
 
 // A weight stored (inputs, outputs) is read in its order: `PIECES` runs of inputs give a sum each for every output, and
