@@ -17,9 +17,10 @@ constexpr int64_t SEGMENT = 256;  // blocks whose scales are widened at a time: 
 
 constexpr int64_t AHEAD = 8192;   // bytes of a weight that are asked for in advance; measured
 
-// For one row memory is the limit, and one stream in rising order is read fastest.
-template <class V, int R>
-constexpr int outputs_at_once = R > 1 && R * 2 <= V::sums ? 2 : 1;
+// Outputs that are computed at once. One row is limited by memory, and one stream in rising order is read fastest; but with
+// 4 bits short rows end before their sums do, and four outputs keep the arithmetic busy (measured).
+template <class V, int R, int bits>
+constexpr int outputs_at_once = R == 1 ? (bits == 4 ? 4 : 1) : R * 2 <= V::sums ? 2 : 1;
 
 // Codes of 4 bits: MXFP4's numbers, code - 8, code - zero.
 enum Code { MX, EIGHT, ZERO };
@@ -190,10 +191,12 @@ struct IntegerSource {
     const uint8_t* weight;
     int64_t count;
     const Integers& m;
+    int64_t groups, blocks;  // of an output, of a group; divided once and not for each output
+    explicit IntegerSource(const Integers& of)
+        : weight(of.weight), count(of.inputs / BLOCK), m(of), groups(of.inputs / of.group), blocks(of.group / BLOCK) {}
     template <class V, class Way>
     void fill(int64_t output, int64_t first, int64_t here, float* scale, typename Way::Zero* zero) const {
-        constexpr int64_t unit = BLOCK * Way::unit;  // inputs that one of the numbers filled in is for
-        const int64_t groups = m.inputs / m.group, each = m.group / unit;
+        const int64_t each = blocks / Way::unit;  // numbers filled in that a group is for
         first /= Way::unit;
         here /= Way::unit;
         const int64_t begin = each == 1 ? first : first / each, end = each == 1 ? first + here : (first + here - 1) / each + 1;
@@ -220,7 +223,7 @@ struct IntegerSource {
     }
     template <class V>
     void ahead(int64_t output) const {
-        const int64_t bytes = m.inputs / m.group * (m.scale_type == FP32 ? 4 : 2);
+        const int64_t bytes = groups * (m.scale_type == FP32 ? 4 : 2);
         prefetch_all<V>(static_cast<const char*>(m.scales) + output * bytes, bytes);
     }
 };
@@ -270,7 +273,7 @@ inline void grouped_block(const Source& from, const Rows& rows, int64_t output, 
 
 template <class V, class Way, int R, class Source, class Done>
 inline void grouped_range(const Source& from, const Rows& rows, int64_t begin, int64_t end, Done done) {
-    constexpr int O = outputs_at_once<V, R>;
+    constexpr int O = outputs_at_once<V, R, Way::bits>;
     int64_t output = begin;
     for (; output + O <= end; output += O) grouped_block<V, Way, R, O>(from, rows, output, done);
     for (; output < end; ++output) grouped_block<V, Way, R, 1>(from, rows, output, done);
@@ -335,7 +338,7 @@ inline void channel_block(const Integers& m, int64_t output, Done done) {
 
 template <class V, class Way, int R, class Done>
 inline void channel_range(const Integers& m, int64_t begin, int64_t end, Done done) {
-    constexpr int O = outputs_at_once<V, R>;
+    constexpr int O = outputs_at_once<V, R, 8>;
     int64_t output = begin;
     for (; output + O <= end; output += O) channel_block<V, Way, R, O>(m, output, done);
     for (; output < end; ++output) channel_block<V, Way, R, 1>(m, output, done);
@@ -382,7 +385,7 @@ void integers_way(const Integers& m, int64_t begin, int64_t end, void* memory) {
     if constexpr (Way::bits == 8)
         if (m.group == m.inputs) return channel<V, Way>(m, begin, end, memory, done);
     const Rows rows{m.prepared, int64_t(prepared_bytes<Way>(m.inputs)), nullptr, m.rows};
-    grouped<V, Way>(IntegerSource{m.weight, m.inputs / BLOCK, m}, rows, begin, end, memory, done);
+    grouped<V, Way>(IntegerSource(m), rows, begin, end, memory, done);
 }
 
 template <class V, int T>
