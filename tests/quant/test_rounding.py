@@ -1,4 +1,4 @@
-"""The scales of groups: never worse than the largest number's, weighted by importance, at the edges of what floats hold."""
+"""The scales of groups: never worse than the largest number's, weighted by importance, at the edges of floats."""
 
 from __future__ import annotations
 

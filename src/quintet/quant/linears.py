@@ -6,7 +6,7 @@ As with experts, the names of the tensors say which modules are packed.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from quintet.checkpoint.rules import KeyRules, resolve
 from quintet.errors import CheckpointError, ConfigError
 from quintet.kernels.packing import WORD
 from quintet.layers.conv1d import Conv1D
+from quintet.quant.calibration import PartStore, calibrate
 from quintet.quant.config import GROUP_SIZE, IntegerConfig
 from quintet.quant.packed_linear import LINEARS, PackedLinear, check_sizes
 from quintet.quant.sources import ChangedSource, QuantizeReport, is_skipped
@@ -82,7 +83,13 @@ def _chosen(model: nn.Module, config: IntegerConfig) -> dict[str, dict[str, Any]
 
 
 def quantize_linears(
-    model: nn.Module, config: IntegerConfig, report: QuantizeReport, progress: Progress | None = None
+    model: nn.Module,
+    config: IntegerConfig,
+    report: QuantizeReport,
+    progress: Progress | None = None,
+    *,
+    rows: Sequence[torch.Tensor] | None = None,
+    store: PartStore | None = None,
 ) -> None:
     """Pack the linear layers of a model, one after the other, in place.
 
@@ -91,6 +98,8 @@ def quantize_linears(
         config: Which, and how.
         report: Gets the error of each.
         progress: Called with the path of each module that is done.
+        rows: Token ids to calibrate with, each (T,); None rounds each number for itself.
+        store: Keeps the packed blocks of a calibration.
 
     Raises:
         ConfigError: there is nothing to pack.
@@ -100,21 +109,22 @@ def quantize_linears(
     modules = {path: model.get_submodule(path) for path in chosen}
     for path, module in modules.items():
         check_sizes(path, chosen[path]["bits"], _inputs(module), chosen[path]["group"])
-    paths = {module: path for path, module in modules.items()}
 
-    def twin(module: nn.Module) -> nn.Module | None:
-        path = paths.get(module)
-        if path is None:
-            return None
-        options = dict(chosen[path])
-        made, report.errors[path] = LINEARS[options.pop("bits")].from_plain(module, name=path, **options)
+    def place(path: str, twin: PackedLinear, error: float) -> None:
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, twin)
+        report.errors[path] = error
         if not _is_tied(model, path):
-            module.weight = None  # type: ignore[assignment]  # its memory is not needed any more
+            modules[path].weight = None  # type: ignore[assignment]  # its memory is not needed any more
         if progress is not None:
             progress(path)
-        return made
 
-    swap(model, dict.fromkeys({type(module) for module in paths}, twin))
+    if rows is not None:
+        calibrate(model, chosen, rows, place, store)
+    else:
+        for path, module in modules.items():
+            options = dict(chosen[path])
+            place(path, *LINEARS[options.pop("bits")].from_plain(module, name=path, **options))
     _untie_packed_head(model)
 
 

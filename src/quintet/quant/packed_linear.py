@@ -120,8 +120,15 @@ class PackedLinear(nn.Linear):
         return made.train(module.training)
 
     @classmethod
-    def from_plain(cls, module: nn.Module, **options: Any) -> tuple[PackedLinear, float]:
+    def from_plain(
+        cls, module: nn.Module, *, packed: dict[str, torch.Tensor] | None = None, **options: Any
+    ) -> tuple[PackedLinear, float]:
         """Pack a plain module.
+
+        Args:
+            module: A `nn.Linear` or `Conv1D`.
+            packed: The tensors of the result, where they are made already.
+            **options: As `empty_like`.
 
         Returns:
             The twin, which shares the bias, and the error: root of the squared differences as a share of the root of
@@ -131,7 +138,8 @@ class PackedLinear(nn.Linear):
             twin = cls.empty_like(module, **options)
         weight: Any = module.weight
         stored = weight.detach().t() if twin.transposed else weight.detach()  # (out, in)
-        packed = twin.pack(stored, options.get("name", "weight"))
+        if packed is None:
+            packed = twin.pack(stored, options.get("name", "weight"))
         for name, tensor in packed.items():
             twin._set(name, tensor)
         if twin.bias is not None:
