@@ -72,13 +72,14 @@ def is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def integer(low: int) -> Check:
-    """Return the check of an integer with a least value."""
+def integer(low: int, high: int | None = None) -> Check:
+    """Return the check of an integer with a least value, and perhaps a largest."""
 
     def check(value: Any) -> str | None:
-        if isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= low:
+        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        if whole and int(value) >= low and (high is None or int(value) <= high):
             return None
-        return f"an integer of at least {low}"
+        return f"an integer of at least {low}" + ("" if high is None else f" and at most {high}")
 
     return check
 
@@ -113,8 +114,8 @@ def early_stopping(value: Any) -> str | None:
 
 
 def is_id(value: Any) -> bool:
-    """Whether a value is an integer."""
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    """Whether a value is an integer that a tensor of ids can hold."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and -(2**63) <= int(value) < 2**63
 
 
 def _is_usable(value: Any) -> bool:

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 
+from quintet.errors import GenerationError
 from quintet.generation import checks
 from quintet.generation.asynchronous import read_in_thread
 from quintet.generation.call import Arguments, Callables, resolve_call
@@ -137,6 +138,7 @@ class GenerationMixin(ScoreMixin):
             "assistant_tokenizer": assistant_tokenizer,
             "generator": generator,
         }
+        _check_streamer(streamer)
         try:
             run = _start(cast(GenerativeModel, self), inputs, generation_config, given, kwargs)
             _optimize(self)
@@ -233,6 +235,20 @@ class GenerationMixin(ScoreMixin):
             InputError: the arguments are not those of one result.
         """
         return transition_scores(sequences, scores, beam_indices, normalize_logits)
+
+
+def _check_streamer(streamer: Any) -> None:
+    """Check that a streamer is one.
+
+    Raises:
+        GenerationError: it has no `put` or no `end`.
+    """
+    missing = [name for name in ("put", "end") if not callable(getattr(streamer, name, None))]
+    if streamer is not None and missing:
+        raise GenerationError(
+            f"streamer is a {type(streamer).__name__}, but must have put(tokens) and end(), such as "
+            f"TextStreamer(tokenizer) has; {' and '.join(missing)} is missing."
+        )
 
 
 def _columns(

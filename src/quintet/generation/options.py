@@ -152,6 +152,8 @@ _ADVICE = {
     "stop_strings": " None stops at no string.",
 }
 
+MOST_ROWS = 2**31 - 1  # of a tensor's dimension; memory ends long before
+
 _POSITIVE = _number("a number above 0", lambda value: value > 0)
 _SHARE = _number("a number above 0 and at most 1", lambda value: 0 < value <= 1)
 _UNIT = _number("a number from 0 to 1", lambda value: 0 <= value <= 1)
@@ -183,7 +185,7 @@ _TABLE = (
     Option("stop_strings", _strings, works=True),
     # Strategy
     Option("do_sample", _flag, False, works=True),
-    Option("num_beams", _integer(1), 1, works=True),
+    Option("num_beams", _integer(1, MOST_ROWS), 1, works=True),
     Option("early_stopping", _early_stopping, False, works=True, needs=BEAMS),
     Option("length_penalty", _NUMBER, 1.0, works=True, needs=BEAMS),
     Option("low_memory", _flag, neutral=(False,), needs=BEAMS, never_bites=True),  # beams share their prompt anyway
@@ -237,7 +239,7 @@ _TABLE = (
     Option("guidance_scale", _NUMBER, works=True, neutral=(1.0,)),
     Option("watermarking_config", _watermark, works=True),
     # What comes back
-    Option("num_return_sequences", _integer(1), 1, works=True),
+    Option("num_return_sequences", _integer(1, MOST_ROWS), 1, works=True),
     Option("return_dict_in_generate", _flag, False, works=True),
     Option("output_scores", _flag, False, works=True, needs=RECORD),
     Option("output_logits", _flag, works=True, neutral=(False,), needs=RECORD),

@@ -331,7 +331,7 @@ LEFT_OUT: list[dict[str, Any]] = [
     },  # fmt: skip
     {
         "why": "what is left of all scores but one is the least number, and more than that after the decay",
-        "when": lambda case: "forced_eos_token_id" in case["options"],
+        "when": lambda case: bool(case["options"].keys() & {"forced_eos_token_id", "remove_invalid_values"}),
         "mend": _without("exponential_decay_length_penalty"),
     },
     {
