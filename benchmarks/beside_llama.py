@@ -145,11 +145,8 @@ def measure(name: str, style: str, args: Any) -> None:
     file = args.work_dir / f"{name}-{theirs}.gguf"
     if not file.exists():
         script = str(common.ROOT / "benchmarks" / "gguf_files.py")
-        subprocess.run(
-            [args.llama_python, script, "--shape", name, "--format", theirs, "--out", str(file)],
-            check=True,
-            stdout=sys.stderr,
-        )
+        command = [args.llama_python, script, "--shape", name, "--format", theirs, "--out", str(file)]
+        subprocess.run(command, check=True, stdout=sys.stderr)  # results alone go to the standard output
     sizes = [str(n) for n in (args.prompt, args.past, args.new, args.sequences, args.repeats)]
     kinds = ["bf16", "int8"] if style != "bf16" and args.activations == "both" else [args.activations]
     kinds = [kind if kind != "both" else "bf16" for kind in kinds]
