@@ -92,6 +92,6 @@ def test_ctrl_c_leaves_nothing(original: Path, tmp_path: Path, monkeypatch: pyte
     def interrupted(self: Any, done: int, total: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command._Bar, "__call__", interrupted)
+    monkeypatch.setattr(command.ByteBar, "__call__", interrupted)
     assert main(["convert", str(original), str(tmp_path / "out")]) == 130
     assert [entry.name for entry in tmp_path.iterdir()] == ["original"]

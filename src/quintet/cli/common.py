@@ -18,6 +18,7 @@ from quintet.errors import InputError, UsageError, nearest, suggest
 
 __all__ = [
     "BUNDLED_MODEL",
+    "ByteBar",
     "CommandParser",
     "DTYPES",
     "add_examples",
@@ -261,3 +262,30 @@ def print_table(rows: Sequence[tuple[str, str]]) -> None:
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{style(f'{name:<{width}}', 'bold', sys.stdout)}  {one_line(value)}")
+
+
+class ByteBar:
+    """A progress bar, in bytes unless told otherwise; silent when nobody watches."""
+
+    def __init__(self, unit: str = "B") -> None:
+        self.bar: Any = None
+        self.unit = unit
+
+    def __enter__(self) -> ByteBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show that so much of all is done."""
+        if not show_progress():
+            return
+        if self.bar is None:
+            from tqdm import tqdm
+
+            self.bar = tqdm(
+                total=total, unit=self.unit, unit_scale=self.unit == "B", dynamic_ncols=True, file=sys.stderr
+            )
+        self.bar.update(done - self.bar.n)

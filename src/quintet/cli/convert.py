@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
-from typing import Any
 
-from quintet.cli.common import add_examples, add_json, one_line, print_json, show_progress
+from quintet.cli.common import ByteBar, add_examples, add_json, one_line, print_json
 from quintet.convert import HUB, LAYOUTS
 
 
@@ -45,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     """Convert, with a progress bar on a terminal, and print what was made."""
     from quintet.convert.run import convert
 
-    with _Bar() as bar:
+    with ByteBar() as bar:
         done = convert(
             Path(args.source),
             Path(args.output),
@@ -73,26 +71,3 @@ def run(args: argparse.Namespace) -> int:
     if done.note:
         print(one_line(done.note))
     return 0
-
-
-class _Bar:
-    """A bar in bytes; silent when nobody watches."""
-
-    def __init__(self) -> None:
-        self.bar: Any = None
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-    def __call__(self, done: int, total: int) -> None:
-        if not show_progress():
-            return
-        if self.bar is None:
-            from tqdm import tqdm
-
-            self.bar = tqdm(total=total, unit="B", unit_scale=True, dynamic_ncols=True, file=sys.stderr)
-        self.bar.update(done - self.bar.n)

@@ -37,6 +37,7 @@ COMMANDS: dict[str, Command] = {
     "train": Command("quintet.cli.train", "train a model on text files"),
     "train-tokenizer": Command("quintet.cli.train_tokenizer", "train a byte-level BPE on text files"),
     "convert": Command("quintet.cli.convert", "a checkpoint from the layout of its first release to ours, or back"),
+    "quantize": Command("quintet.cli.quantize", "a model with packed weights: int8, int4, MXFP4"),
     "bench": Command("quintet.cli.bench", "measure a model: decode, prefill, batch, load, memory"),
     "env": Command("quintet.cli.env", "what this machine and this installation offer"),
 }

@@ -14,7 +14,7 @@ from quintet.convert.base import HUB, Layout, Progress, Write
 from quintet.errors import CheckpointError, UsageError
 from quintet.hub import StagedFiles
 
-__all__ = ["Conversion", "convert", "detect_layout"]
+__all__ = ["Conversion", "check_output", "check_space", "convert", "detect_layout", "move_files"]
 
 # Weight files that would stand beside new ones of other names, and be read with them or in their place.
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
@@ -63,8 +63,8 @@ def convert(
     found = detect_layout(source) if source_layout is None else _known(source_layout)
     wanted = _known(target_layout or HUB)
     layout, write = _conversion(found, wanted, source)
-    _check_output(source, output, force)
-    _check_space(output, layout.size(source))
+    check_output(source, output, force)
+    check_space(output, layout.size(source))
     # On the disk of the result, also when `output` is where a disk is mounted: files are moved, not copied.
     beside = output if output.is_dir() else output.parent
     beside.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def convert(
     try:
         note = write(source, work, progress)
         size = sum(file.stat().st_size for file in work.iterdir())
-        files = _move(work, output)
+        files = move_files(work, output)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return Conversion(found, wanted, files, size, note)
@@ -119,7 +119,8 @@ def _conversion(found: str, wanted: str, source: Path) -> tuple[Layout, Write]:
     return layout, write
 
 
-def _check_output(source: Path, output: Path, force: bool) -> None:
+def check_output(source: Path, output: Path, force: bool) -> None:
+    """Refuse an output that is a file, the source itself, or a folder with files that may not be replaced."""
     if output.exists() and not output.is_dir():
         raise CheckpointError(f"'{output}' is a file, and a folder is needed to convert into. Give another path.")
     if output.is_dir() and os.path.samefile(source, output):
@@ -130,7 +131,8 @@ def _check_output(source: Path, output: Path, force: bool) -> None:
         )
 
 
-def _check_space(output: Path, needed: int) -> None:
+def check_space(output: Path, needed: int) -> None:
+    """Refuse a result of so many bytes where the disk of `output` has no room for it."""
     place = next(folder for folder in (output.absolute(), *output.absolute().parents) if folder.exists())
     free = shutil.disk_usage(place).free
     if free < needed + _MARGIN:
@@ -140,7 +142,7 @@ def _check_space(output: Path, needed: int) -> None:
         )
 
 
-def _move(work: Path, output: Path) -> list[Path]:
+def move_files(work: Path, output: Path) -> list[Path]:
     """Move the files of `work` to their places, all of them or none."""
     made = not output.exists()
     output.mkdir(exist_ok=True)

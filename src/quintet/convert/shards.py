@@ -13,13 +13,13 @@ from pathlib import Path
 
 from quintet.convert.base import Progress
 from quintet.errors import CheckpointError
-from quintet.hub import open_regular
+from quintet.hub import StagedFiles, open_regular
 
 __all__ = ["Planned", "Span", "write_shards"]
 
 _PIECE = 16 << 20
 _ALIGNMENT = 64
-_ITEM = {"U8": 1, "BF16": 2, "F16": 2, "F32": 4, "F64": 8}
+_ITEM = {"U8": 1, "I8": 1, "BF16": 2, "F16": 2, "F32": 4, "I32": 4, "F64": 8, "I64": 8}
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,13 @@ class Planned:
 
 
 def write_shards(
-    folder: Path, planned: Iterable[Planned], *, limit: int, progress: Progress, separator: str = "-"
+    folder: Path,
+    planned: Iterable[Planned],
+    *,
+    limit: int,
+    progress: Progress,
+    separator: str = "-",
+    resume: bool = False,
 ) -> None:
     """Write tensors to `model.safetensors`, or to shards with an index.
 
@@ -77,6 +83,7 @@ def write_shards(
         limit: Bytes of tensors in one file; a larger tensor gets one of its own.
         progress: Called with the bytes written and those in all.
         separator: Stands before a shard's number.
+        resume: Files that are there count as done; each gets its name when it is complete and on the disk.
     """
     tensors = list(planned)
     total = sum(tensor.length for tensor in tensors)
@@ -89,9 +96,15 @@ def write_shards(
     names = names if len(shards) > 1 else ["model.safetensors"]
     done = 0
     for name, shard in zip(names, shards, strict=True):
-        for count in _write(folder / name, shard):
-            done += count
+        if resume and (folder / name).is_file():
+            done += sum(tensor.length for tensor in shard)
             progress(done, total)
+            continue
+        with StagedFiles(folder) as staged:
+            for count in _write(staged.path(name) if resume else folder / name, shard):
+                done += count
+                progress(done, total)
+            staged.commit()
     if len(shards) > 1:
         weight_map = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
@@ -104,16 +117,20 @@ def _write(path: Path, shard: list[Planned]) -> Iterator[int]:
     # widest elements first, so that every tensor is aligned to its own
     order = sorted(shard, key=lambda tensor: -_ITEM.get(tensor.dtype, 1))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    begins: dict[str, int] = {}
     position = 0
     for tensor in order:
         end = position + tensor.length
         header[tensor.name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [position, end]}
+        begins[tensor.name] = position
         position = end
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     text += b" " * (-(8 + len(text)) % _ALIGNMENT)
     with open(path, "xb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in order:
+        start = file.tell()
+        for tensor in shard:  # as given: what is made together is not held until all of its kind is written
+            file.seek(start + begins[tensor.name])
             written = 0
             for piece in tensor.pieces():
                 file.write(piece)
