@@ -46,3 +46,32 @@ def test_links_within_the_page() -> None:
     headings = {re.sub(r"[^\w -]", "", one).lower().replace(" ", "-") for one in re.findall(r"^#+ (.+)$", PAGE, re.M)}
     for target in re.findall(r"\]\(#([\w-]+)\)", PAGE):
         assert target in headings
+
+
+def test_the_order_of_the_filters_is_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    from quintet.generation import LogitsProcessorList
+    from quintet.models.gpt2 import GPT2LMHeadModel, tiny
+
+    written = PAGE.partition("They are applied in this order:")[2].partition(";")[0]
+    names = re.findall(r"`(\w+)`", written)
+    values = {"temperature": 0.9, "top_h": 0.9, "top_k": 40, "top_p": 0.9, "min_p": 0.01, "typical_p": 0.9}
+    values |= {"epsilon_cutoff": 0.01, "eta_cutoff": 0.01}
+    assert set(names) == set(values)
+    seen: list[str] = []
+
+    def note(self: Any, ids: Any, scores: Any, **kwargs: Any) -> Any:
+        seen.extend(type(one).__name__ for one in self)
+        return scores
+
+    monkeypatch.setattr(LogitsProcessorList, "__call__", note)
+    options = {**values, "repetition_penalty": 1.2, "renormalize_logits": True, "watermarking_config": {"bias": 1.0}}
+    model = GPT2LMHeadModel(tiny()).eval()
+    model.generate(torch.tensor([[5, 6]]), do_sample=True, max_new_tokens=1, logits_processor=[print], **options)
+    kinds = [
+        {"typical_p": "Typical", "epsilon_cutoff": "Epsilon", "eta_cutoff": "Eta"}.get(name, name) for name in names
+    ]
+    filters = [one.removesuffix("LogitsWarper") for one in seen if one.endswith("LogitsWarper")]
+    assert [one.lower() for one in filters] == [kind.lower().replace("_", "") for kind in kinds]
+    assert seen[0] == "RepetitionPenaltyLogitsProcessor" and seen[1] == type(print).__name__
+    assert seen[-2:] == ["WatermarkLogitsProcessor", "LogitNormalization"]
