@@ -192,7 +192,7 @@ def measure(folder: Path, args: Any, size: int) -> dict[str, Any]:
         results.append(common.run_child(argv, args.threads)[1])
 
     def middle(name: str) -> float:
-        return round(statistics.median(result[name] for result in results), 3)
+        return round(statistics.median(result[name] for result in results), 6)
 
     worst = max(results, key=lambda result: result["peak"]["VmHWM"])
     ready = round(statistics.median(result["import_s"] + result["load_s"] for result in results), 3)
@@ -212,7 +212,7 @@ def measure(folder: Path, args: Any, size: int) -> dict[str, Any]:
         "prompt": args.prompt,
         "prompt_s": middle("prompt_s"),
         "tokens": args.tokens,
-        "token_s": round(statistics.median(second for result in results for second in result["token_s"]), 3),
+        "token_s": round(statistics.median(second for result in results for second in result["token_s"]), 6),
     }
 
 
