@@ -160,7 +160,7 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
                 imported.add(node.module.split(".")[0])
     outside = imported - set(sys.stdlib_module_names) - {"quintet"}
     assert declared()[""] <= outside, "declared and not used"
-    optional = set().union(*(declared()[extra] for extra in ("train", "eval", "structured")))
+    optional = set().union(*(declared()[extra] for extra in ("train", "eval", "structured", "bitsandbytes", "torchao")))
     extras = {name.replace("-", "_") for name in optional}
     assert outside <= declared()[""] | extras, "used and not declared"
 

@@ -154,6 +154,7 @@ if TYPE_CHECKING:
         pipeline,
     )
     from quintet.quant.config import IntegerConfig, Mxfp4Config
+    from quintet.quant.foreign_config import BitsAndBytesConfig, TorchAoConfig
     from quintet.tokenizers import (
         AddedToken,
         AutoTokenizer,
@@ -187,6 +188,7 @@ __all__ = [
     "BatchEncoding",
     "BayesianDetectorConfig",
     "BayesianDetectorModel",
+    "BitsAndBytesConfig",
     "Cache",
     "CheckpointError",
     "ConfigError",
@@ -298,6 +300,7 @@ __all__ = [
     "TopHLogitsWarper",
     "TopKLogitsWarper",
     "TopPLogitsWarper",
+    "TorchAoConfig",
     "TrainingArguments",
     "TrainingError",
     "TypicalLogitsWarper",
@@ -372,6 +375,7 @@ _HOMES = {
         "TextGenerationPipeline TokenClassificationPipeline ZeroShotClassificationPipeline pipeline"
     ),
     "quant.config": "IntegerConfig Mxfp4Config",
+    "quant.foreign_config": "BitsAndBytesConfig TorchAoConfig",
     "tokenizers": (
         "AddedToken AutoTokenizer BatchEncoding GPT2Tokenizer GPT2TokenizerFast GPTNeoXTokenizerFast "
         "OpenAIGPTTokenizer OpenAIGPTTokenizerFast PreTrainedTokenizer PreTrainedTokenizerBase PreTrainedTokenizerFast"

@@ -406,7 +406,7 @@ def test_a_model_of_another_size(copy: Callable[..., Path]) -> None:
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ({"quant_method": "gptq", "bits": 4}, "method 'gptq', and what is read is plain weights, mxfp4 and"),
+        ({"quant_method": "gptq", "bits": 4}, "method 'gptq', and what is read is plain weights, mxfp4,"),
         (17, "method 'int', and what is read"),
         ({"wbits": 4}, "method 'None', and what is read"),
         ({"bits": 4, "size": 3}, "IntegerConfig has no field 'size'"),

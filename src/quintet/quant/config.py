@@ -175,10 +175,14 @@ class IntegerConfig:
 
 @dataclass(frozen=True)
 class Quantization:
-    """What is asked of a checkpoint or said by it: the formats of experts and of linear layers, None for plain."""
+    """What is asked of a checkpoint or said by it: the formats of experts and of linear layers, None for plain.
+
+    `foreign` is in place of both: a BitsAndBytesConfig or TorchAoConfig.
+    """
 
     experts: Mxfp4Config | None = None
     linears: IntegerConfig | None = None
+    foreign: Any = None
 
 
 def _paths(owner: str, names: Any) -> list[str] | None:
@@ -246,12 +250,24 @@ def parse_quantization(value: Any, owner: str) -> Quantization:
         method = getattr(value, "quant_method", type(value).__name__)
         fields = {key: getattr(value, key) for key in ("modules_to_not_convert", "dequantize") if hasattr(value, key)}
     method = getattr(method, "value", method)  # of an enumeration
+    if method in ("bitsandbytes", "torchao"):
+        return Quantization(foreign=_foreign(str(method), value))
     if method == Mxfp4Config.quant_method:
         return Quantization(experts=Mxfp4Config(**fields))
     if method == IntegerConfig.quant_method and isinstance(value, Mapping):
         return Quantization(linears=IntegerConfig.from_dict(value, owner))
     raise ConfigError(
         f"{owner} has a quantization_config of the method {str(method)!r}, and what is "
-        f"read is plain weights, mxfp4 and compressed-tensors (integers of 8 or 4 bits). Load a checkpoint in one "
-        "of these."
+        f"read is plain weights, mxfp4, compressed-tensors (integers of 8 or 4 bits) and bitsandbytes. Load a "
+        "checkpoint in one of these."
     )
+
+
+def _foreign(method: str, value: Any) -> Any:
+    """Return the configuration of another package: as it is, or made of a mapping or of the same class elsewhere."""
+    from quintet.quant.foreign_config import BitsAndBytesConfig, ForeignConfig, TorchAoConfig
+
+    if isinstance(value, ForeignConfig):
+        return value
+    kind = BitsAndBytesConfig if method == BitsAndBytesConfig.quant_method else TorchAoConfig
+    return kind.from_dict(value if isinstance(value, Mapping) else value.to_dict())

@@ -10,11 +10,13 @@ import torch
 
 from quintet.checkpoint.load import TensorSource
 from quintet.checkpoint.pretrained import LoadSave
-from quintet.checkpoint.rules import KeyRules
-from quintet.errors import ConfigError
+from quintet.checkpoint.rules import KeyRules, LoadReport
+from quintet.errors import CheckpointError, ConfigError
 from quintet.quant.calibration import PartStore, calibration_rows
 from quintet.quant.config import IntegerConfig, Mxfp4Config, Quantization, parse_quantization, parse_short
 from quintet.quant.experts import dequantize_experts, experts_of, fit_experts, quantize_experts
+from quintet.quant.foreign import TorchAoLinear, dequantize_foreign, fit_foreign, pack_foreign
+from quintet.quant.foreign_config import BitsAndBytesConfig, TorchAoConfig
 from quintet.quant.linears import (
     dequantize_linears,
     fit_linears,
@@ -69,6 +71,13 @@ class Quantized(LoadSave):
         stored = getattr(self.config, "quantization_config", None)
         declared = parse_quantization(stored, f"The configuration of '{self.name_or_path or type(self).__name__}'")
         asked = asked or Quantization()
+        if declared.foreign is not None:
+            self._check_foreign(asked, declared)
+            source, finish = fit_foreign(
+                self, source, declared.foreign, rules=rules, prefix=self.base_model_prefix, device=device
+            )
+            object.__setattr__(self, "_finish_load", finish)
+            return source
         where: dict[str, Any] = {
             "rules": rules,
             "prefix": self.base_model_prefix,
@@ -83,6 +92,27 @@ class Quantized(LoadSave):
             return source
         self._declare((asked.experts or declared.experts) if experts else None, (asked.linears or declared.linears))
         return source
+
+    @staticmethod
+    def _check_foreign(asked: Quantization, declared: Quantization) -> None:
+        wanted = asked.linears or asked.experts
+        if asked.foreign not in (None, declared.foreign) or (wanted is not None and not wanted.dequantize):
+            raise ConfigError(
+                f"The checkpoint is packed by {declared.foreign.quant_method}, and another format is asked for. Leave "
+                "quantization out to load it as it is, or pack the original checkpoint."
+            )
+
+    def _load(self, source: TensorSource, *, quantization: Any = None, **options: Any) -> LoadReport:
+        report = super()._load(source, quantization=quantization, **options)
+        finish = self.__dict__.pop("_finish_load", None)
+        asked = quantization or Quantization()
+        if finish is not None:
+            finish(self)
+            if asked.linears is not None:  # dequantize=True, as the others were refused
+                self.dequantize()
+        elif asked.foreign is not None:
+            self.quantize(asked.foreign)
+        return report
 
     def _declare(self, experts: Mxfp4Config | None = None, linears: IntegerConfig | None = None) -> None:
         """Let the configuration say how the weights are."""
@@ -99,9 +129,16 @@ class Quantized(LoadSave):
         elif hasattr(self.config, "quantization_config"):
             del self.config.quantization_config
 
+    def _check_savable(self) -> None:
+        if any(isinstance(module, TorchAoLinear) for module in self.modules()):
+            raise CheckpointError(
+                "Layers packed by torchao cannot be saved. Save the model before packing it, or call dequantize(); "
+                'quintet\'s own "int8" and "int4" can be saved.'
+            )
+
     def quantize(
         self,
-        method: str | IntegerConfig | Mxfp4Config = "mxfp4",
+        method: str | IntegerConfig | Mxfp4Config | BitsAndBytesConfig | TorchAoConfig = "mxfp4",
         modules_to_not_convert: Iterable[str] | None = None,
         *,
         calibration: Any = None,
@@ -115,7 +152,8 @@ class Quantized(LoadSave):
         results on that text change least, which makes up for about half of what 4 bits cost.
 
         Args:
-            method: "mxfp4" for experts, "int8" or "int4" for linear layers, "mxfp4+int4" for both, or a configuration.
+            method: "mxfp4" for experts, "int8" or "int4" for linear layers, "mxfp4+int4" for both, or a configuration
+                (those of bitsandbytes and torchao too).
             modules_to_not_convert: Paths of modules to leave alone, `*` for any text.
             calibration: A text like those that the model will meet, token ids (T,) or (B, T), or a list of texts or
                 ids; 32,768 tokens of it are used. Experts are not calibrated.
@@ -141,6 +179,12 @@ class Quantized(LoadSave):
                 raise ConfigError(f"quantize({method!r}) packs no linear layers, which are what a calibration is for.")
             rows = calibration_rows(calibration, tokenizer, getattr(self.config, "max_position_embeddings", None))
         report = QuantizeReport()
+        if asked.foreign is not None:
+            if skip is not None:
+                raise ConfigError("quantize: name the modules to skip in the configuration of the other package.")
+            pack_foreign(self, asked.foreign, report)
+            self.config.quantization_config = asked.foreign.to_dict()
+            return report
         if asked.experts is not None:
             quantize_experts(self, report, asked.experts.modules_to_not_convert)
         if asked.linears is not None:
@@ -150,6 +194,6 @@ class Quantized(LoadSave):
 
     def dequantize(self, dtype: torch.dtype | None = None) -> list[str]:
         """Unpack packed weights in place, into `dtype` or the type of the others; return the modules it was done to."""
-        done = [*dequantize_experts(self, dtype), *dequantize_linears(self, dtype)]
+        done = [*dequantize_experts(self, dtype), *dequantize_linears(self, dtype), *dequantize_foreign(self, dtype)]
         self._declare()
         return done
