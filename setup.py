@@ -32,15 +32,41 @@ COMMON = [
     "-Wno-maybe-uninitialized",
     "-Wno-uninitialized",
 ]
-X86 = platform.machine().lower() in ("x86_64", "amd64")
-# Instructions of each source; what is not named runs on every CPU.
-LEVELS = {
+# Instructions of each level that a kind of machine may have; what is not named runs on every CPU of its kind.
+X86_LEVELS = {
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": [
         *("-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16"),
         "-mprefer-vector-width=512",
     ],
 }
+ARM_LEVELS: dict[str, list[str]] = {"neon": []}
+LEVELS = {"x86_64": X86_LEVELS, "amd64": X86_LEVELS, "aarch64": ARM_LEVELS, "arm64": ARM_LEVELS}
+
+
+def levels(machine: str) -> list[str]:
+    """Levels of instructions that are built for a kind of machine."""
+    return ["portable", *LEVELS.get(machine, {})]
+
+
+def sources(machine: str) -> list[str]:
+    """Files to compile for it."""
+    names = [f"{prefix}{level}.cpp" for level in levels(machine) for prefix in ("", "inner_")]
+    return [str(SOURCES / name) for name in ("library.cpp", "blocks.cpp", *names)]
+
+
+def flags_of(source: str, machine: str) -> list[str]:
+    """What the compiler is told for one of them."""
+    stem = Path(source).stem
+    flags = LEVELS.get(machine, {}).get(stem.removeprefix("inner_"), [])
+    # sums of products in loops that compilers turn into vectors
+    return [*flags, "-ffp-contract=fast"] if stem.startswith("inner_") else flags
+
+
+def defines(machine: str) -> list[str]:
+    """What all files are told about the machine."""
+    found = levels(machine)
+    return ["-DQUINTET_X86"] if "avx2" in found else ["-DQUINTET_NEON"] if "neon" in found else []
 
 
 def compiler() -> list[str] | None:
@@ -62,20 +88,19 @@ class Build(build_ext):
         folder.mkdir(parents=True, exist_ok=True)
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        defines = ["-DQUINTET_X86"] if X86 else []
+        machine = platform.machine().lower()
+        chosen = ["-arch", machine] if sys.platform == "darwin" else []  # a compiler there may make code of either kind
         running = []
         for source in ext.sources:
             made = folder / (Path(source).stem + ".o")
-            stem = Path(source).stem
-            flags = [*COMMON, *defines, *LEVELS.get(stem.removeprefix("inner_"), [])]
-            if stem.startswith("inner_"):
-                flags.append("-ffp-contract=fast")  # sums of products in loops that compilers turn into vectors
+            flags = [*COMMON, *chosen, *defines(machine), *flags_of(source, machine)]
             running.append((made, subprocess.Popen([*cxx, *flags, "-c", source, "-o", str(made)])))
         codes = [process.wait() for _, process in running]
         if any(codes):
             raise OSError("the C++ compiler failed")
         objects = [str(made) for made, _ in running]
-        subprocess.run([*cxx, "-shared", *objects, "-o", str(target), "-ldl", "-lpthread"], check=True)
+        libraries = [] if sys.platform == "darwin" else ["-ldl", "-lpthread", "-s"]  # without names of what is inside
+        subprocess.run([*cxx, *chosen, "-shared", *objects, "-o", str(target), *libraries], check=True)
 
     def get_ext_filename(self, fullname: str) -> str:
         """Without Python's version in the name: nothing of Python is in it."""
@@ -100,16 +125,14 @@ class Wheel(bdist_wheel):
 
 def extensions() -> list[Extension]:
     """The extension, or nothing where there is no compiler or the system is not one that it is written for."""
-    if not sys.platform.startswith("linux"):
+    if not sys.platform.startswith(("linux", "darwin")):
         return []
     if compiler() is None:
         print("warning: no C++ compiler: quintet is installed without native kernels", file=sys.stderr)
         return []
-    levels = ["portable", *(LEVELS if X86 else ())]
-    names = ["library.cpp", "blocks.cpp", *(f"{prefix}{level}.cpp" for level in levels for prefix in ("", "inner_"))]
     headers = [str(path) for path in sorted(SOURCES.glob("*.h"))]
-    sources = [str(SOURCES / name) for name in names]
-    return [Extension("quintet.kernels._cpu", sources, depends=headers, optional=True)]
+    return [Extension("quintet.kernels._cpu", sources(platform.machine().lower()), depends=headers, optional=True)]
 
 
-setup(ext_modules=extensions(), cmdclass={"build_ext": Build, "bdist_wheel": Wheel})
+if __name__ == "__main__":  # csrc/tests/run.py reads the flags above
+    setup(ext_modules=extensions(), cmdclass={"build_ext": Build, "bdist_wheel": Wheel})

@@ -29,6 +29,8 @@ const Inner* inner_of(const char* name) {
 #if defined(QUINTET_X86)
     if (!std::strcmp(name, "avx512")) return &avx512_inner;
     if (!std::strcmp(name, "avx2")) return &avx2_inner;
+#elif defined(QUINTET_NEON)
+    if (!std::strcmp(name, "neon")) return &neon_inner;
 #endif
     return &portable_inner;
 }

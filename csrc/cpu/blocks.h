@@ -109,5 +109,6 @@ struct Inner {
 extern const Inner portable_inner;
 extern const Inner avx2_inner;
 extern const Inner avx512_inner;
+extern const Inner neon_inner;
 
 }  // namespace quintet

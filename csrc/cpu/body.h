@@ -34,17 +34,21 @@ inline uint16_t float_to_bf16(float value) {  // to nearest, ties to even
     return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
+// Numbers in a mapped file may start anywhere: they are copied out byte by byte, which compilers turn into one load.
 template <class V, int T>
 inline float widen(const void* from, int64_t index) {
-    if (T == FP32) return static_cast<const float*>(from)[index];
-    uint16_t bits = static_cast<const uint16_t*>(from)[index];
-    return T == BF16 ? bf16_to_float(bits) : V::half_to_float(bits);
+    typename Element<T>::type bits;
+    std::memcpy(&bits, static_cast<const char*>(from) + index * int64_t(sizeof bits), sizeof bits);
+    if constexpr (T == FP32) return bits;
+    else return T == BF16 ? bf16_to_float(bits) : V::half_to_float(bits);
 }
 
 template <class V, int T>
 inline void narrow(void* to, int64_t index, float value) {
-    if (T == FP32) static_cast<float*>(to)[index] = value;
-    else static_cast<uint16_t*>(to)[index] = T == BF16 ? float_to_bf16(value) : V::float_to_half(value);
+    typename Element<T>::type bits;
+    if constexpr (T == FP32) bits = value;
+    else bits = T == BF16 ? float_to_bf16(value) : V::float_to_half(value);
+    std::memcpy(static_cast<char*>(to) + index * int64_t(sizeof bits), &bits, sizeof bits);
 }
 
 template <class V>

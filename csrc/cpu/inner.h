@@ -34,10 +34,10 @@ void widen_all(int type, const void* from, float* to, int64_t count) {
     if (type == FP32) {
         std::memcpy(to, from, size_t(count) * 4);
     } else if (type == BF16) {
-        const auto* bits = static_cast<const uint16_t*>(from);
+        const Loose16* bits = static_cast<const Loose16*>(from);
         for (int64_t i = 0; i < count; ++i) to[i] = from_bf16(bits[i]);
     } else {
-        widen_fp16(static_cast<const uint16_t*>(from), to, count);
+        widen_fp16(static_cast<const Loose16*>(from), to, count);
     }
 }
 
@@ -45,28 +45,28 @@ void narrow_all(int type, const float* from, void* to, int64_t count) {
     if (type == FP32) {
         std::memcpy(to, from, size_t(count) * 4);
     } else if (type == BF16) {
-        auto* bits = static_cast<uint16_t*>(to);
+        Loose16* bits = static_cast<Loose16*>(to);
         for (int64_t i = 0; i < count; ++i) bits[i] = to_bf16(from[i]);
     } else {
-        narrow_fp16(from, static_cast<uint16_t*>(to), count);
+        narrow_fp16(from, static_cast<Loose16*>(to), count);
     }
 }
 
 inline float number(int type, const void* from, int64_t index) {
-    if (type == FP32) return static_cast<const float*>(from)[index];
-    const uint16_t bits = static_cast<const uint16_t*>(from)[index];
+    if (type == FP32) return static_cast<const Loose32*>(from)[index];
+    const uint16_t bits = static_cast<const Loose16*>(from)[index];
     return type == BF16 ? from_bf16(bits) : from_fp16(bits);
 }
 
 void add_all(int type, const void* from, float* to, int64_t count) {
     if (type == FP32) {
-        const auto* other = static_cast<const float*>(from);
+        const Loose32* other = static_cast<const Loose32*>(from);
         for (int64_t i = 0; i < count; ++i) to[i] += other[i];
     } else if (type == BF16) {
-        const auto* bits = static_cast<const uint16_t*>(from);
+        const Loose16* bits = static_cast<const Loose16*>(from);
         for (int64_t i = 0; i < count; ++i) to[i] += from_bf16(bits[i]);
     } else {
-        const auto* bits = static_cast<const uint16_t*>(from);
+        const Loose16* bits = static_cast<const Loose16*>(from);
         for (int64_t i = 0; i < count; ++i) to[i] += from_fp16(bits[i]);
     }
 }
@@ -88,7 +88,7 @@ inline Sixteen load(const void* from) {
         std::memcpy(&value, &words, sizeof value);
     } else {
         float wide[LANES];
-        widen_fp16(static_cast<const uint16_t*>(from), wide, LANES);
+        widen_fp16(static_cast<const Loose16*>(from), wide, LANES);
         std::memcpy(&value, wide, sizeof value);
     }
     return value;
@@ -211,7 +211,7 @@ void norm_row(const Norm& norm, const float* x, int64_t size, float* out) {
     const float variance = product_of(x, x, size) / float(size);
     const float factor = 1.0f / std::sqrt(variance + float(norm.eps));
     if (norm.type == FP32) {
-        const auto* weight = static_cast<const float*>(norm.weight);
+        const Loose32* weight = static_cast<const Loose32*>(norm.weight);
         for (int64_t i = 0; i < size; ++i) out[i] = x[i] * factor * weight[i];
     } else {
         for (int64_t i = 0; i < size; ++i) out[i] = x[i] * factor * number(norm.type, norm.weight, i);
@@ -370,8 +370,8 @@ void columns_all(const Linear& m, int64_t rows, const float* x, float* partial, 
         std::memset(sums, 0, size_t(rows * m.outputs) * sizeof(float));
         int64_t i = from;
         for (; i + 4 <= to; i += 4) {
-            const float* w = static_cast<const float*>(m.weight) + i * m.stride;
-            const float *w1 = w + m.stride, *w2 = w1 + m.stride, *w3 = w2 + m.stride;
+            const Loose32* w = static_cast<const Loose32*>(m.weight) + i * m.stride;
+            const Loose32 *w1 = w + m.stride, *w2 = w1 + m.stride, *w3 = w2 + m.stride;
             for (int64_t first = 0; first < m.outputs; first += PART) {
                 const int64_t last = first + PART < m.outputs ? first + PART : m.outputs;
                 for (int64_t r = 0; r < rows; ++r) {
@@ -383,7 +383,7 @@ void columns_all(const Linear& m, int64_t rows, const float* x, float* partial, 
             }
         }
         for (; i < to; ++i) {
-            const float* w = static_cast<const float*>(m.weight) + i * m.stride;
+            const Loose32* w = static_cast<const Loose32*>(m.weight) + i * m.stride;
             for (int64_t r = 0; r < rows; ++r) {
                 const float f = x[r * m.inputs + i];
                 float* sum = sums + r * m.outputs;
@@ -394,7 +394,7 @@ void columns_all(const Linear& m, int64_t rows, const float* x, float* partial, 
 }
 
 void columns_sum_all(const Linear& m, int64_t rows, const float* partial, float* out, int64_t begin, int64_t end) {
-    const float* bias = static_cast<const float*>(m.bias);
+    const Loose32* bias = static_cast<const Loose32*>(m.bias);
     for (int64_t r = 0; r < rows; ++r) {
         float* to = out + r * m.outputs;
         for (int64_t c = begin; c < end; ++c) to[c] = partial[r * m.outputs + c];

@@ -3,7 +3,7 @@
 
 #include <immintrin.h>
 
-#include <cstdint>
+#include "kernels.h"
 
 namespace quintet {
 namespace {
@@ -11,14 +11,14 @@ namespace {
 inline float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 inline float from_fp16(uint16_t bits) { return _cvtsh_ss(bits); }
 
-inline void widen_fp16(const uint16_t* from, float* to, int64_t count) {
+inline void widen_fp16(const Loose16* from, float* to, int64_t count) {
     int64_t i = 0;
     for (; i + 8 <= count; i += 8)
         _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
     for (; i < count; ++i) to[i] = _cvtsh_ss(from[i]);
 }
 
-inline void narrow_fp16(const float* from, uint16_t* to, int64_t count) {
+inline void narrow_fp16(const float* from, Loose16* to, int64_t count) {
     int64_t i = 0;
     for (; i + 8 <= count; i += 8)
         _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT));

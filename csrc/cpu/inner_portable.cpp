@@ -2,6 +2,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "kernels.h"
+
 namespace quintet {
 namespace {
 
@@ -39,11 +41,11 @@ inline uint16_t to_fp16(float value) {  // to nearest, ties to even
     return sign | uint16_t((bits - 0x38000000 + 0xfff + (bits >> 13 & 1)) >> 13);
 }
 
-inline void widen_fp16(const uint16_t* from, float* to, int64_t count) {
+inline void widen_fp16(const Loose16* from, float* to, int64_t count) {
     for (int64_t i = 0; i < count; ++i) to[i] = from_fp16(from[i]);
 }
 
-inline void narrow_fp16(const float* from, uint16_t* to, int64_t count) {
+inline void narrow_fp16(const float* from, Loose16* to, int64_t count) {
     for (int64_t i = 0; i < count; ++i) to[i] = to_fp16(from[i]);
 }
 

@@ -10,6 +10,10 @@ namespace quintet {
 
 enum Type : int { FP32 = 0, BF16 = 1, FP16 = 2 };
 
+// Numbers that may start at any byte, as in a mapped file.
+typedef float Loose32 __attribute__((aligned(1)));
+typedef uint16_t Loose16 __attribute__((aligned(1)));
+
 constexpr int64_t FEW_ROWS = 8;       // up to here weights are unpacked for each call of a range
 constexpr int64_t GROUP = 32;        // numbers that share a scale in MXFP4
 constexpr int64_t GROUP_BYTES = 16;  // two numbers in a byte, the first in its low half
@@ -106,5 +110,6 @@ struct Level {
 extern const Level portable_level;
 extern const Level avx2_level;
 extern const Level avx512_level;
+extern const Level neon_level;
 
 }  // namespace quintet

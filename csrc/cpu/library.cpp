@@ -10,12 +10,15 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 
 #include "kernels.h"
 #include "threads.h"
 
 #if defined(__linux__)
 #include <link.h>
+#elif defined(__APPLE__)
+#include <mach-o/dyld.h>
 #endif
 
 namespace quintet {
@@ -32,24 +35,23 @@ Parallel parallel = nullptr;
 char runtime[512] = "";
 std::atomic<bool> forked{false};
 
-#if defined(__linux__)
-int find_runtime(dl_phdr_info* info, size_t, void*) {
-    const char* path = info->dlpi_name;
+bool try_runtime(const char* path) {
     const char* name = path ? std::strrchr(path, '/') : nullptr;
     name = name ? name + 1 : path;
     if (!name || (std::strncmp(name, "libgomp", 7) && std::strncmp(name, "libiomp", 7) && std::strncmp(name, "libomp", 6)))
-        return 0;
+        return false;
     void* library = dlopen(path, RTLD_LAZY | RTLD_NOLOAD);
     parallel = library ? reinterpret_cast<Parallel>(dlsym(library, "GOMP_parallel")) : nullptr;
-    if (!parallel) return 0;
+    if (!parallel) return false;
     std::strncpy(runtime, path, sizeof runtime - 1);
-    return 1;
+    return true;
 }
-#endif
 
 void find_threads() {
 #if defined(__linux__)
-    dl_iterate_phdr(find_runtime, nullptr);
+    dl_iterate_phdr([](dl_phdr_info* info, size_t, void*) { return int(try_runtime(info->dlpi_name)); }, nullptr);
+#elif defined(__APPLE__)
+    for (uint32_t i = 0; i < _dyld_image_count() && !parallel; ++i) try_runtime(_dyld_get_image_name(i));
 #endif
     // The pool's threads do not live on in a child of fork, and a runtime that waits for them waits for ever.
     pthread_atfork(nullptr, nullptr, [] { forked.store(true); });
@@ -119,6 +121,8 @@ struct Team {
         if (++turns < 20000) {
 #if defined(__x86_64__)
             __builtin_ia32_pause();
+#elif defined(__aarch64__)
+            __asm__ __volatile__("yield");
 #endif
         } else {
             sched_yield();  // a busy machine: let others have the core
@@ -235,6 +239,8 @@ const Level* find_level(const char* name) {
 #if defined(QUINTET_X86)
     if (!std::strcmp(name, "avx512")) return &avx512_level;
     if (!std::strcmp(name, "avx2")) return &avx2_level;
+#elif defined(QUINTET_NEON)
+    if (!std::strcmp(name, "neon")) return &neon_level;  // a part of every 64-bit ARM
 #endif
     return !std::strcmp(name, "portable") ? &portable_level : nullptr;
 }
@@ -255,11 +261,22 @@ bool has_level(const char* name) {
 int64_t element_bytes(int type) { return type == FP32 ? 4 : 2; }
 
 constexpr int64_t PANEL = 1024;             // rows at a time: what they are prepared as takes memory
-constexpr int64_t MOST = int64_t(1) << 40;  // of any size: products of two stay in range
+constexpr int64_t MOST = int64_t(1) << 40;  // numbers of a tensor: sums and products of such stay in range
 
-bool sane(int type, int64_t rows, int64_t inputs, int64_t outputs) {
-    return level && type >= FP32 && type <= FP16 && rows >= 1 && rows < MOST && inputs >= 1 && inputs < MOST &&
-           outputs >= 0 && outputs < MOST;
+// Whether a matrix with rows `stride` numbers apart is one that there can be.
+bool fits(int64_t rows, int64_t stride) { return rows >= 0 && stride >= 0 && rows < MOST && stride < MOST / (rows + 1); }
+
+// x (rows, inputs), weight (outputs, inputs).
+bool sane(int type, int64_t rows, int64_t inputs, int64_t outputs, int64_t x_stride) {
+    return level && type >= FP32 && type <= FP16 && rows >= 1 && inputs >= 1 && fits(rows, inputs) && fits(outputs, inputs) &&
+           fits(rows, outputs) && fits(rows, x_stride);
+}
+
+// Whether there is memory behind all of these; of no outputs there need not be.
+bool given(int64_t outputs, std::initializer_list<const void*> all) {
+    for (const void* one : all)
+        if (outputs && !one) return false;
+    return true;
 }
 
 // Products of some rows of x and a weight: x is prepared, and outputs are shared among threads. `m.prepared` is filled in.
@@ -412,7 +429,8 @@ const char* quintet_runtime() { return runtime; }
 
 int quintet_matvec(int type, int64_t rows, int64_t inputs, int64_t outputs, const void* weight, int64_t weight_stride,
                    const void* x, int64_t x_stride, const void* bias, void* out, int64_t threads) {
-    if (!sane(type, rows, inputs, outputs) || weight_stride < 0 || x_stride < 0) return BAD_SIZE;
+    if (!sane(type, rows, inputs, outputs, x_stride) || !fits(outputs, weight_stride)) return BAD_SIZE;
+    if (!given(outputs, {weight, x, out})) return BAD_SIZE;
     Matvec m{type, rows, inputs, outputs, weight, weight_stride, x, x_stride, bias, out, nullptr};
     return product(m, level->matvec_bytes(type, inputs), level->matvec_prepare, level->matvec_memory(type, inputs), level->matvec,
                    inputs * element_bytes(type), threads);
@@ -421,7 +439,8 @@ int quintet_matvec(int type, int64_t rows, int64_t inputs, int64_t outputs, cons
 int quintet_mxfp4_matvec(int type, int64_t rows, int64_t groups, int64_t outputs, const uint8_t* blocks,
                          const uint8_t* scales, const void* x, int64_t x_stride, const void* bias, void* out,
                          int64_t threads) {
-    if (!sane(type, rows, groups, outputs) || x_stride < 0) return BAD_SIZE;
+    if (groups < 1 || groups > MOST / GROUP || !sane(type, rows, groups * GROUP, outputs, x_stride)) return BAD_SIZE;
+    if (!given(outputs, {blocks, scales, x, out})) return BAD_SIZE;
     Packed m{type, rows, groups, outputs, blocks, scales, x, x_stride, bias, out, nullptr};
     return product(m, level->packed_bytes(type, groups), level->packed_prepare, level->packed_memory(type, groups), level->packed,
                    groups * (GROUP_BYTES + 1), threads);
@@ -430,7 +449,8 @@ int quintet_mxfp4_matvec(int type, int64_t rows, int64_t groups, int64_t outputs
 int quintet_integers(int bits, int type, int scale_type, int64_t rows, int64_t inputs, int64_t outputs, int64_t group,
                      const uint8_t* weight, const void* scales, const uint8_t* zeros, const void* x, int64_t x_stride,
                      const void* bias, void* out, int64_t threads) {
-    if (!sane(type, rows, inputs, outputs) || scale_type < FP32 || scale_type > FP16 || x_stride < 0) return BAD_SIZE;
+    if (!sane(type, rows, inputs, outputs, x_stride) || scale_type < FP32 || scale_type > FP16) return BAD_SIZE;
+    if (!given(outputs, {weight, scales, x, out})) return BAD_SIZE;
     if ((bits != 4 && bits != 8) || (bits == 8 && zeros) || group < 1 || group > inputs || inputs % group) return BAD_SIZE;
     if (group % 32 && (bits == 4 || group != inputs)) return BAD_SIZE;
     Integers m{type, bits, scale_type, rows, inputs, outputs, group, weight, scales, zeros, x, x_stride, bias, out, nullptr};
@@ -444,9 +464,10 @@ int quintet_mxfp4_experts(int type, int64_t rows, int64_t experts, int64_t chose
                           const uint8_t* down_blocks, const uint8_t* down_scales, const void* down_bias,
                           const int64_t* indices, const float* weights, const void* x, void* out, float alpha,
                           float limit, int64_t threads) {
-    if (!sane(type, rows, hidden, inner) || inner < 1 || hidden % GROUP || inner % GROUP || chosen < 0 || chosen > 4096)
-        return BAD_SIZE;
-    if (experts < 0 || experts > 65536) return BAD_SIZE;
+    if (inner < 1 || inner > MOST / 2 || !sane(type, rows, hidden, 2 * inner, hidden)) return BAD_SIZE;
+    if (hidden % GROUP || inner % GROUP || chosen < 0 || chosen > 4096 || experts < 0 || experts > 65536) return BAD_SIZE;
+    if (!given(1, {x, out}) || !given(chosen, {indices, weights})) return BAD_SIZE;
+    if (!given(experts, {gate_up_blocks, gate_up_scales, gate_up_bias, down_blocks, down_scales, down_bias})) return BAD_SIZE;
     for (int64_t i = 0; i < rows * chosen; ++i)
         if (indices[i] < 0 || indices[i] >= experts) return BAD_EXPERT;
     Experts m{};

@@ -162,7 +162,7 @@ def test_plain_pytorch_can_be_asked_for() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("QUINTET_ISA", "sse9", "QUINTET_ISA='sse9' is not one of avx512, avx2, portable"),
+        ("QUINTET_ISA", "sse9", "QUINTET_ISA='sse9' is not one of avx512, avx2, neon, portable"),
         ("QUINTET_NATIVE", "yes", "QUINTET_NATIVE='yes' must be 0"),
     ],
 )

@@ -1,7 +1,7 @@
 """The shared object with the native kernels: where it is, what it may use, and why it is not used.
 
-QUINTET_NATIVE=0 forces plain PyTorch. QUINTET_ISA=avx512|avx2|portable chooses the instructions; otherwise the best
-that the CPU has are taken. Both are read once, when the first kernel is wanted.
+QUINTET_NATIVE=0 forces plain PyTorch. QUINTET_ISA=avx512|avx2|neon|portable chooses the instructions; otherwise the
+best that the CPU has are taken. Both are read once, when the first kernel is wanted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from quintet.errors import ConfigError
 __all__ = ["LEVELS", "NATIVE_OPS", "Status", "check", "library", "packed_rows", "status"]
 
 # Sets of instructions, the best first.
-LEVELS = ("avx512", "avx2", "portable")
+LEVELS = ("avx512", "avx2", "neon", "portable")
 # Operations that the shared object has.
 NATIVE_OPS = ("matvec", "int8_linear", "int4_linear", "mxfp4_matvec", "mxfp4_experts", "blocks")
 # What the functions of the shared object must say they are; another one is of another version of quintet.
@@ -25,8 +25,9 @@ VERSION = 4
 PATH = Path(__file__).parent / "_cpu.so"
 # Up to so many rows weights are read once and unpacked on the way.
 FEW_ROWS = 8
-# Up to so many rows products with packed weights are faster than unpacking them with torch, by level; measured.
-PACKED_ROWS = {"avx512": 2**40, "avx2": 128, "portable": 16}
+# Up to so many rows products with packed weights are faster than unpacking them with torch, by level; measured
+# but for neon.
+PACKED_ROWS = {"avx512": 2**40, "avx2": 128, "neon": 16, "portable": 16}
 
 _int, _size, _pointer, _float = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
 _SIGNATURES = {
