@@ -261,3 +261,44 @@ def test_packing_names_each_layer_as_it_goes() -> None:
     model, seen = model_of("gpt2"), []
     model.quantize("int8", progress=seen.append)
     assert seen == list(packed_linears_of(model))
+
+
+@pytest.mark.parametrize("disable_mmap", [False, True])
+@pytest.mark.parametrize("name", ["int8", "int4-zeros"])
+def test_a_file_that_was_cut_is_refused_before_it_is_mapped(name: str, disable_mmap: bool, tmp_path: Path) -> None:
+    model = model_of("gpt2")
+    model.quantize(FORMATS[name])
+    model.save_pretrained(tmp_path)
+    load = quintet.GPT2LMHeadModel.from_pretrained
+    assert torch.equal(logits(load(tmp_path, disable_mmap=disable_mmap)), logits(model))
+    path = tmp_path / "model.safetensors"
+    whole = path.read_bytes()
+    for length in (len(whole) - 1, len(whole) // 2, 1000, 4, 0):
+        path.write_bytes(whole[:length])
+        with pytest.raises(CheckpointError, match="model.safetensors"):
+            load(tmp_path, disable_mmap=disable_mmap)
+
+
+@pytest.mark.parametrize("name", ["int8-groups", "int4", "int4-zeros"])
+def test_scales_of_zero_are_weights_of_zero(name: str, tmp_path: Path) -> None:
+    model = model_of("seed_oss")
+    model.quantize(FORMATS[name])
+    layer: Any = model.model.layers[0].mlp.up_proj
+    layer.weight_scale.data[:5] = 0
+    model.save_pretrained(tmp_path)
+    loaded: Any = quintet.SeedOssForCausalLM.from_pretrained(tmp_path)
+    assert not loaded.model.layers[0].mlp.up_proj.unpack(torch.float32)[:5].any()
+    with torch.no_grad():  # by the native kernels
+        assert torch.isfinite(loaded(torch.arange(3)[None]).logits).all()
+    assert torch.allclose(logits(loaded), logits(model), atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["int8", "int4"])
+def test_scales_that_are_not_finite_are_refused(name: str, bad: float, tmp_path: Path) -> None:
+    model = model_of("seed_oss")
+    model.quantize(FORMATS[name])
+    model.get_submodule("model.layers.1.mlp.up_proj").weight_scale.data[3] = bad
+    model.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"up_proj.weight_scale' has scales that are not finite. .* get it again"):
+        quintet.SeedOssForCausalLM.from_pretrained(tmp_path)

@@ -6,7 +6,7 @@ As with experts, the names of the tensors say which modules are packed.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from quintet.layers.conv1d import Conv1D
 from quintet.quant.calibration import PartStore, calibrate
 from quintet.quant.config import GROUP_SIZE, IntegerConfig
 from quintet.quant.packed_linear import LINEARS, PackedLinear, check_sizes
+from quintet.quant.rounding import check_scales
 from quintet.quant.sources import ChangedSource, QuantizeReport, is_skipped
 from quintet.swap import swap
 
@@ -249,6 +250,7 @@ class _Found:
                 f"weight of {list(want)} in {self.bits} bits. Configuration and weights do not belong together, or "
                 "the file is damaged; get it again."
             )
+        check_scales(source.get(keys["weight_scale"]), keys["weight_scale"])
         self.group = None if groups == 1 and self.bits == 8 else self.inputs // groups
 
     def options(self) -> dict[str, Any]:
@@ -256,9 +258,8 @@ class _Found:
         return {"bits": self.bits, "group": self.group, "symmetric": "weight_zero_point" not in self.keys}
 
 
-def _find(source: TensorSource, modules: Iterable[str], rules: KeyRules, prefix: str) -> dict[str, _Found]:
-    modules_by_path = dict(modules.items()) if isinstance(modules, dict) else {}
-    stems = {f"{path}.weight": path for path in modules_by_path}
+def _find(source: TensorSource, modules: dict[str, nn.Module], rules: KeyRules, prefix: str) -> dict[str, _Found]:
+    stems = {f"{path}.weight": path for path in modules}
     keys: dict[str, dict[str, str]] = {}
     for key in source:
         stem, dot, part = key.rpartition(".")
@@ -273,7 +274,7 @@ def _find(source: TensorSource, modules: Iterable[str], rules: KeyRules, prefix:
         if "weight_scale" not in parts or not {"weight", "weight_packed"} & parts.keys():
             have = ", ".join(f"'{key}'" for key in parts.values())
             raise CheckpointError(f"The checkpoint is half packed: it has {have} without the rest. Get it again.")
-        found[path] = _Found(source, parts, modules_by_path[path])
+        found[path] = _Found(source, parts, modules[path])
     return found
 
 

@@ -9,7 +9,7 @@ Letters: N rows, G groups of an output.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -261,11 +261,9 @@ class Int4Linear(PackedLinear):
         return dequantize_int4(self.weight_packed[part], self.weight_scale[part], zeros, dtype)
 
     @property
-    def weight(self) -> NoReturn:  # type: ignore[override]
-        """There is none."""
-        raise AttributeError(
-            "Int4Linear has no 'weight': it is packed in weight_packed and weight_scale. Use unpack(dtype)."
-        )
+    def weight(self) -> torch.Tensor:  # type: ignore[override]
+        """`weight_packed`: adapters ask the weight of a linear layer for its device. Numbers are in `unpack(dtype)`."""
+        return self.weight_packed
 
     def _native(self, x: torch.Tensor) -> torch.Tensor | None:
         zeros: Any = self.weight_zero_point

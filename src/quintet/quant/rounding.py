@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 import torch
 
-from quintet.errors import InputError
+from quintet.errors import CheckpointError, InputError
 from quintet.kernels.packing import pack_int4, pack_zero_point
 
-__all__ = ["Grid", "fit_grid", "round_weight"]
+__all__ = ["Grid", "check_scales", "fit_grid", "round_weight"]
 
 # What the first guess of a scale is multiplied with. Symmetric codes go from -8 to 7, so that a negative factor changes
 # which end of the group is clipped.
@@ -178,3 +178,13 @@ def _search(values: torch.Tensor, symmetric: bool, weights: torch.Tensor | None)
         gain = torch.where(better, found, gain)
         best = torch.where(better & (along != 0), along / across, best)
     return torch.where(torch.isfinite(first), best, first), zero
+
+
+def check_scales(scales: torch.Tensor, name: str) -> None:
+    """Check the scales of a file: one that is no number would spread over everything behind it.
+
+    Raises:
+        CheckpointError: Some are infinite or not a number.
+    """
+    if not bool(torch.isfinite(scales).all()):
+        raise CheckpointError(f"'{name}' has scales that are not finite. The file is damaged; get it again.")
