@@ -6,7 +6,7 @@ import datetime
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from quintet.chat import chat_format
@@ -20,7 +20,7 @@ RELAXED = settings(
 )
 TEXT = st.text(st.characters(codec="utf-8"), max_size=30)
 WORD = st.from_regex(r"[a-z][a-z_]{0,9}", fullmatch=True)
-LINE = st.one_of(TEXT, st.sampled_from(["a\nb", "a\r\nb\n", "", "x\u2028y", '"', "\\"]))
+LINE = st.one_of(TEXT, st.sampled_from(["a\nb", "a\r\nb\n", "", "\r", "a\n\r", "x\u2028y", '"', "\\"]))
 
 
 def leaf() -> st.SearchStrategy[dict[str, Any]]:
@@ -107,6 +107,10 @@ def test_messages_have_the_oracles_ids(messages: list[HarmonyMessage], oracle: A
 
 @RELAXED
 @given(tools=st.lists(TOOL, max_size=3), instructions=st.none() | LINE)
+@example(tools=[{"name": "f", "description": "\r"}], instructions="\r")
+@example(
+    tools=[{"name": "f", "description": "a\r\n\r\r"}, {"name": "g", "description": "a\r\nb\rc"}], instructions=None
+)
 def test_tools_are_written_as_the_oracle_writes_them(
     tools: list[dict[str, Any]], instructions: str | None, oracle: Any
 ) -> None:

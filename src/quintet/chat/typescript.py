@@ -141,8 +141,9 @@ def _mappings(values: Iterable[Any]) -> Iterable[Mapping[str, Any]]:
 
 
 def _lines(text: str) -> list[str]:
-    """Lines that end in a line feed, with a carriage return before it or not; no other character ends one."""
-    lines = text.split("\n")
-    if lines[-1] == "":
-        lines.pop()
-    return [line.removesuffix("\r") for line in lines]
+    """Lines that end in a line feed, with a carriage return before it or not; no other character ends one.
+
+    A carriage return at the end of the text has no line feed behind it, and is a character of the last line.
+    """
+    *lines, last = text.split("\n")
+    return [*(line.removesuffix("\r") for line in lines), *([last] if last else [])]
