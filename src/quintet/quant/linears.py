@@ -15,13 +15,12 @@ from torch import nn
 from quintet.checkpoint.load import TensorSource
 from quintet.checkpoint.rules import KeyRules, resolve
 from quintet.errors import CheckpointError, ConfigError
-from quintet.kernels.packing import WORD
 from quintet.layers.conv1d import Conv1D
 from quintet.quant.calibration import PartStore, calibrate
 from quintet.quant.config import GROUP_SIZE, IntegerConfig
 from quintet.quant.packed_linear import LINEARS, PackedLinear, check_sizes
-from quintet.quant.rounding import check_scales
 from quintet.quant.sources import ChangedSource, QuantizeReport, is_skipped
+from quintet.quant.stored import PackedTensors, find_packed
 from quintet.swap import swap
 
 __all__ = ["dequantize_linears", "fit_linears", "linears_of", "packed_linears_of", "quantize_linears"]
@@ -188,7 +187,7 @@ def fit_linears(
     """
     head = head_of(model)
     modules = linears_of(model, head)
-    found = _find(source, modules, rules, prefix)
+    found = find_packed(source, modules, rules, prefix)
     wanted = asked or declared
     if found:
         if wanted is not None and wanted.dequantize:
@@ -231,54 +230,7 @@ def fit_linears(
     return _Packing(source, keys, twins, shared, transposed, device), True  # type: ignore[arg-type]
 
 
-class _Found:
-    """The tensors of one packed weight in a checkpoint: by part, the key; and what their shapes say."""
-
-    def __init__(self, source: TensorSource, keys: dict[str, str], module: nn.Module) -> None:
-        self.keys = keys
-        self.bits = 4 if "weight_packed" in keys else 8
-        scale = source.shape(keys["weight_scale"])
-        outputs = scale[0]
-        words = source.shape(keys["weight_packed" if self.bits == 4 else "weight"])
-        self.inputs = words[1] * WORD if self.bits == 4 else words[1]
-        groups = scale[1] if len(scale) == 2 else 0
-        plain: Any = module.weight
-        want = tuple(plain.shape[::-1] if isinstance(module, Conv1D) else plain.shape)
-        if (words[0], self.inputs) != want or outputs != want[0] or groups < 1 or self.inputs % groups:
-            raise CheckpointError(
-                f"'{keys['weight_scale']}' of shape {list(scale)} and its numbers of shape {list(words)} do not fit a "
-                f"weight of {list(want)} in {self.bits} bits. Configuration and weights do not belong together, or "
-                "the file is damaged; get it again."
-            )
-        check_scales(source.get(keys["weight_scale"]), keys["weight_scale"])
-        self.group = None if groups == 1 and self.bits == 8 else self.inputs // groups
-
-    def options(self) -> dict[str, Any]:
-        """What the twin is made with."""
-        return {"bits": self.bits, "group": self.group, "symmetric": "weight_zero_point" not in self.keys}
-
-
-def _find(source: TensorSource, modules: dict[str, nn.Module], rules: KeyRules, prefix: str) -> dict[str, _Found]:
-    stems = {f"{path}.weight": path for path in modules}
-    keys: dict[str, dict[str, str]] = {}
-    for key in source:
-        stem, dot, part = key.rpartition(".")
-        if part in ("weight_scale", "weight_packed", "weight_zero_point", "weight_shape") or (
-            part == "weight" and source.dtype(key) == torch.int8
-        ):
-            name = resolve(rules, prefix, f"{stem}{dot}weight", stems)
-            if name is not None:
-                keys.setdefault(stems[name], {})[part] = key
-    found = {}
-    for path, parts in keys.items():
-        if "weight_scale" not in parts or not {"weight", "weight_packed"} & parts.keys():
-            have = ", ".join(f"'{key}'" for key in parts.values())
-            raise CheckpointError(f"The checkpoint is half packed: it has {have} without the rest. Get it again.")
-        found[path] = _Found(source, parts, modules[path])
-    return found
-
-
-def _check_same(asked: IntegerConfig, found: dict[str, _Found], head: str | None) -> None:
+def _check_same(asked: IntegerConfig, found: dict[str, PackedTensors], head: str | None) -> None:
     for path, one in found.items():
         bits = asked.head_bits if path == head else asked.bits
         if bits is not None and one.bits != bits:
@@ -308,7 +260,7 @@ class _Unpacking(ChangedSource):
     def __init__(
         self,
         inner: TensorSource,
-        found: dict[str, _Found],
+        found: dict[str, PackedTensors],
         modules: dict[str, nn.Module],
         dtype: torch.dtype,
         device: torch.device,
