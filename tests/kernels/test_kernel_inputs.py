@@ -1,0 +1,185 @@
+"""Every batch from 1 to 33, sums in float32, and tensors in any order or at any byte: the same numbers, to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from quintet.kernels.integers import native_int4_linear, native_int8_linear
+from quintet.kernels.linear import native_matvec
+from quintet.kernels.loader import library, status
+from quintet.kernels.mxfp4 import mxfp4_experts_reference, native_mxfp4_experts, native_mxfp4_matvec
+from quintet.kernels.packing import dequantize_int4, dequantize_int8, quantize_int4, quantize_int8
+from quintet.quant.mxfp4 import unpack
+
+pytestmark = pytest.mark.skipif(library() is None, reason=f"no native kernels: {status().reason}")
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+MOST = 33
+# Largest difference to the exact product, as a share of its largest value: the rounding of the result, and sums.
+BOUNDS = {torch.float32: 2e-6, torch.bfloat16: 4e-3, torch.float16: 6e-4}
+# Length of the differences, as a share of the length of the product.
+LENGTHS = {torch.float32: 1e-6, torch.bfloat16: 2e-3, torch.float16: 3e-4}
+
+Parts = dict[str, torch.Tensor]
+# Makes the tensors of an operation, all in one piece; calls it on tensors; says in float64 what it should give.
+Made = tuple[Parts, Callable[[Parts], torch.Tensor | None], torch.Tensor]
+
+
+def matvec(dtype: torch.dtype, inputs: int = 135, outputs: int = 29) -> Made:
+    parts = {"x": torch.randn(MOST, inputs), "weight": torch.randn(outputs, inputs), "bias": torch.randn(outputs)}
+    parts = {name: part.to(dtype) for name, part in parts.items()}
+    exact = parts["x"].double() @ parts["weight"].double().t() + parts["bias"].double()
+    return parts, lambda p: native_matvec(p["x"], p["weight"], p["bias"]), exact
+
+
+def int8(dtype: torch.dtype, group: int | None = 32, inputs: int = 160, outputs: int = 29) -> Made:
+    weight, scale = quantize_int8(torch.randn(outputs, inputs), group, dtype)
+    parts = {"x": torch.randn(MOST, inputs).to(dtype), "weight": weight, "scale": scale}
+    parts["bias"] = torch.randn(outputs).to(dtype)
+    exact = parts["x"].double() @ dequantize_int8(weight, scale, torch.float64).t() + parts["bias"].double()
+    return parts, lambda p: native_int8_linear(p["x"], p["weight"], p["scale"], p["bias"]), exact
+
+
+def int8_channels(dtype: torch.dtype) -> Made:
+    return int8(dtype, None, 135)
+
+
+def int4(dtype: torch.dtype, inputs: int = 160, outputs: int = 29) -> Made:
+    weight, scale, zeros = quantize_int4(torch.randn(outputs, inputs), 32, False, dtype)
+    assert zeros is not None
+    parts = {"x": torch.randn(MOST, inputs).to(dtype), "weight": weight, "scale": scale, "zeros": zeros}
+    parts["bias"] = torch.randn(outputs).to(dtype)
+    exact = parts["x"].double() @ dequantize_int4(weight, scale, zeros, torch.float64).t() + parts["bias"].double()
+    return parts, lambda p: native_int4_linear(p["x"], p["weight"], p["scale"], p["zeros"], p["bias"]), exact
+
+
+def packed(outputs: int, groups: int, *lead: int) -> tuple[torch.Tensor, torch.Tensor]:
+    blocks = torch.randint(0, 256, (*lead, outputs, groups, 16), dtype=torch.uint8)
+    return blocks, torch.randint(113, 126, (*lead, outputs, groups), dtype=torch.uint8)
+
+
+def mxfp4(dtype: torch.dtype, groups: int = 5, outputs: int = 29) -> Made:
+    blocks, scales = packed(outputs, groups)
+    parts = {"x": torch.randn(MOST, 32 * groups).to(dtype), "blocks": blocks, "scales": scales}
+    parts["bias"] = torch.randn(outputs).to(dtype)
+    exact = parts["x"].double() @ unpack(blocks, scales, torch.float64).t() + parts["bias"].double()
+    return parts, lambda p: native_mxfp4_matvec(p["x"], p["blocks"], p["scales"], p["bias"]), exact
+
+
+def experts(dtype: torch.dtype, count: int = 4, hidden: int = 96, inner: int = 64) -> Made:
+    names = ("into", "into_scales", "into_bias", "out", "out_scales", "out_bias")
+    stacks = (
+        *(*packed(2 * inner, hidden // 32, count), torch.randn(count, 2 * inner).to(dtype)),
+        *(*packed(hidden, inner // 32, count), torch.randn(count, hidden).to(dtype)),
+    )
+    parts = {"x": torch.randn(MOST, hidden).to(dtype), "indices": torch.randint(0, count, (MOST, 2))}
+    parts |= {"shares": torch.rand(MOST, 2).to(dtype), **dict(zip(names, stacks, strict=True))}
+    wide = [part if part.dtype == torch.uint8 else part.double() for part in stacks]
+    exact = mxfp4_experts_reference(parts["x"].double(), parts["indices"], parts["shares"].double(), wide, 1.7, 7.0)
+
+    def call(p: Parts) -> torch.Tensor | None:
+        return native_mxfp4_experts(p["x"], p["indices"], p["shares"], [p[name] for name in names], 1.7, 7.0)
+
+    return parts, call, exact
+
+
+OPERATIONS: list[Callable[..., Made]] = [matvec, int8, int8_channels, int4, mxfp4, experts]
+BY_ROW = ("x", "indices", "shares")
+
+
+def named(value: Any) -> str:
+    return getattr(value, "__name__", str(value))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=named)
+@pytest.mark.parametrize("make", OPERATIONS, ids=named)
+def test_every_batch_from_1_to_33(make: Callable[..., Made], dtype: torch.dtype) -> None:
+    torch.manual_seed(2)
+    parts, call, exact = make(dtype)
+    alone = call({name: part[:1] if name in BY_ROW else part for name, part in parts.items()})
+    assert alone is not None
+    # values between the two products of an expert are rounded too, where products are of bfloat16
+    bound = BOUNDS[dtype] * float(exact.abs().max()) * (4 if make is experts else 1)
+    for rows in range(1, MOST + 1):
+        for begin in {0, MOST - rows}:
+            part = slice(begin, begin + rows)
+            got = call({name: one[part] if name in BY_ROW else one for name, one in parts.items()})
+            assert got is not None and got.dtype == dtype and got.shape == exact[part].shape
+            assert float((got.double() - exact[part]).abs().max()) <= bound
+            assert make is experts or float((got.double() - exact[part]).norm() / exact[part].norm()) <= LENGTHS[dtype]
+            if begin == 0:
+                assert torch.equal(got[:1], alone), f"a row depends on its batch of {rows}"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=named)
+@pytest.mark.parametrize("inputs", [33, 2880, 20001])
+def test_long_sums_are_in_float32(dtype: torch.dtype, inputs: int) -> None:
+    """Of numbers of one sign, where a sum of 8 bits would stop growing."""
+    torch.manual_seed(4)
+    x, weight = torch.rand(9, inputs).to(dtype), torch.rand(17, inputs).to(dtype)
+    exact = x.double() @ weight.double().t()
+    if float(exact.max()) > torch.finfo(dtype).max:
+        pytest.skip("more than the type holds")
+    for rows in (1, 9):
+        got = native_matvec(x[:rows], weight)
+        assert got is not None
+        assert float(((got.double() - exact[:rows]) / exact[:rows]).abs().max()) <= BOUNDS[dtype]
+        assert float((got.double() - exact[:rows]).norm() / exact[:rows].norm()) <= LENGTHS[dtype]
+
+
+def misplaced(part: torch.Tensor) -> torch.Tensor:
+    """The same numbers, beginning at a byte that no type likes."""
+    raw = torch.empty(part.nbytes + 1, dtype=torch.uint8)[1:].numpy()
+    raw[:] = part.contiguous().view(torch.uint8).numpy().reshape(-1)
+    numpy_type = {1: "int8", 2: "int16", 4: "int32", 8: "int64"}[part.element_size()]
+    moved = torch.from_numpy(raw.view(numpy_type)).view(part.dtype).view(part.shape)
+    assert moved.data_ptr() % 2 == 1 and torch.equal(moved, part)
+    return moved
+
+
+def strided(part: torch.Tensor) -> torch.Tensor:
+    """The same numbers with others between them."""
+    wide = torch.zeros(*(2 * size for size in part.shape), dtype=part.dtype)
+    view = wide[tuple(slice(1, None, 2) for _ in part.shape)]
+    view.copy_(part)
+    assert not view.is_contiguous()
+    return view
+
+
+def turned(part: torch.Tensor) -> torch.Tensor:
+    """The same numbers, the first dimension running fastest."""
+    return part.movedim(0, -1).contiguous().movedim(-1, 0)
+
+
+CASES = [(make, name) for make in OPERATIONS for name in make(torch.float32)[0]]
+
+
+@pytest.mark.parametrize("rows", [1, 8, 33])
+@pytest.mark.parametrize("dtype", DTYPES, ids=named)
+@pytest.mark.parametrize(("make", "name"), CASES, ids=named)
+def test_orders_and_starts_in_memory(make: Callable[..., Made], name: str, dtype: torch.dtype, rows: int) -> None:
+    """What begins anywhere is read as it is; other orders are read, or left to plain PyTorch."""
+    torch.manual_seed(3)
+    parts, call, _ = make(dtype)
+    parts = {key: part[:rows] if key in BY_ROW else part for key, part in parts.items()}
+    want = call(parts)
+    assert want is not None
+    got = call({**parts, name: misplaced(parts[name])})
+    assert got is not None and torch.equal(got, want)
+    for change in (strided, turned):
+        got = call({**parts, name: change(parts[name])})
+        assert got is None or torch.equal(got, want)
+        assert got is not None or name not in (*BY_ROW, "bias"), "activations may have any order"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=named)
+def test_a_weight_that_is_part_of_a_larger_one(dtype: torch.dtype) -> None:
+    torch.manual_seed(5)
+    parts, call, _ = matvec(dtype)
+    large = torch.full((3 * 29, 300), float("nan"), dtype=dtype)
+    view = large[1::3, 7 : 7 + 135]
+    view.copy_(parts["weight"])
+    assert torch.equal(call({**parts, "weight": view}), call(parts))  # type: ignore[arg-type]
