@@ -38,9 +38,29 @@ def source_files() -> list[str]:
     return sorted(path.relative_to(PACKAGE.parent).as_posix() for path in found)
 
 
+# What a build needs, besides a compiler.
+BUILDERS = ("setuptools", "_distutils_hack", "build", "pyproject_hooks", "packaging")
+
+
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the sdist, and the wheel that was built from it."""
+def builder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A Python that can build and has nothing else: neither torch nor numpy."""
+    folder = tmp_path_factory.mktemp("builder")
+    run([sys.executable, "-m", "venv", "--without-pip", str(folder)])
+    site = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
+    for path in Path(sysconfig.get_path("purelib")).iterdir():
+        name = path.name.partition("-")[0]
+        if path.name in BUILDERS or (path.suffix == ".dist-info" and name in BUILDERS):
+            (site / path.name).symlink_to(path)
+    python = str(folder / "bin" / "python")
+    said = subprocess.run([python, "-c", "import torch"], capture_output=True, text=True, check=False).stderr
+    assert "No module named 'torch'" in said
+    return python
+
+
+@pytest.fixture(scope="module")
+def built(builder: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sdist, and the wheel that was built from it; without torch, and without a network."""
     folder = tmp_path_factory.mktemp("build")
     tree = folder / "tree"
     shutil.copytree(ROOT / "src", tree / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", "*.so"))
@@ -49,7 +69,15 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path in ROOT.iterdir():
         if path.is_file():
             shutil.copy(path, tree)
-    run([sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder / "dist"), str(tree)])
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    if HAS_COMPILER:  # the one that would be taken, in a hurry
+        compiler = next(found for found in map(shutil.which, ("g++", "c++", "clang++")) if found)
+        (folder / "quick").write_text(f'#!/bin/sh\nexec {compiler} "$@" -O0\n')
+        (folder / "quick").chmod(0o755)
+        environment["CXX"] = str(folder / "quick")
+    command = [builder, "-m", "build", "--no-isolation", "--outdir", str(folder / "dist"), str(tree)]
+    run(command, env={**environment, "PIP_NO_INDEX": "1"})
     return folder / "dist"
 
 

@@ -398,6 +398,18 @@ def test_damage_is_refused_when_unpacking(change: Callable[..., Any], words: str
         GptOssForCausalLM.from_pretrained(folder, dequantize=True)
 
 
+@pytest.mark.parametrize("disable_mmap", [False, True])
+def test_a_file_that_was_cut_is_refused_before_it_is_mapped(disable_mmap: bool, copy: Callable[..., Path]) -> None:
+    folder = copy()
+    assert torch.isfinite(logits(GptOssForCausalLM.from_pretrained(folder, disable_mmap=disable_mmap))).all()
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    for length in (len(whole) - 1, len(whole) // 2, 1000, 4, 0):
+        path.write_bytes(whole[:length])
+        with pytest.raises(CheckpointError, match="model.safetensors"):
+            GptOssForCausalLM.from_pretrained(folder, disable_mmap=disable_mmap)
+
+
 def test_a_model_of_another_size(copy: Callable[..., Path]) -> None:
     with pytest.raises(InputError, match=r"model\.layers\.0\.mlp\.experts\.gate_up_proj has rows of 80 numbers"):
         GptOssForCausalLM.from_pretrained(copy(hidden_size=80))
