@@ -47,28 +47,49 @@ def test_the_table_for_people(capsys, monkeypatch, tiny_gpt2):
     facts = {
         "dtype": "float32", "device": "cpu", "threads": 2, "parameters": 1234567, "load_peak_rss_mib": 200.0,
         "peak_rss_mib": 300.0, "prompt_tokens": 32, "decode_tokens": 128, "prefill_tokens": 512,
+        "packed": [],
         "runs": {"decode": [10.0, 30.0, 20.0], "prefill": [1000.0, 1000.0, 4000.0], "batch": [80.0, 90.0, 100.0]},
     }  # fmt: skip
     monkeypatch.setattr(bench, "_worker", lambda task: (1.5, facts))
     assert main(["bench", str(tiny_gpt2), "--runs", "3"]) == 0
     out = capsys.readouterr().out
-    assert "1,234,567 parameters in fp32" in out and "cpu, 2 threads; medians of 3 runs" in out
+    assert "1,234,567 parameters in fp32\n" in out and "cpu, 2 threads; medians of 3 runs" in out
     assert "20.0 tokens/s (128 tokens after a prompt of 32; 10.0 to 30.0)" in out
     assert "1,000.0 tokens/s (a prompt of 512; " in out and "batch of 8" in out
     assert "1.50 s from the start of the process" in out and "300 MiB (200 MiB once loaded)" in out
+    facts["packed"] = ["mxfp4", "int8"]
+    assert main(["bench", str(tiny_gpt2), "--runs", "3"]) == 0
+    assert "1,234,567 parameters in mxfp4+int8, the rest in fp32" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", bench.LATER_PRECISIONS)
-def test_precisions_to_come_are_refused_with_those_that_are_there(name, capsys):
-    assert main(["bench", "storyteller", "--precision", name]) == 2
-    err = capsys.readouterr().err
-    assert f"--precision {name} needs native kernels" in err and "The precisions are fp32, bf16, fp16." in err
+def test_a_packed_precision(tiny_gpt2, capsys):
+    assert main(["bench", str(tiny_gpt2), "--runs", "1", "--threads", "1", "--precision", "int4", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["precision"], record["dtype"]) == ("int4", "fp32") and all(record[figure] > 0 for figure in FIGURES)
+
+
+@pytest.mark.parametrize("precision", [None, "mxfp4+int8"])
+def test_a_published_gpt_oss_and_the_rest_in_8_bits(precision, tmp_path, capsys, monkeypatch):
+    from quintet import GptOssForCausalLM
+    from quintet.models.gpt_oss import tiny
+
+    model = GptOssForCausalLM(tiny()).bfloat16()
+    model.quantize("mxfp4")
+    model.save_pretrained(tmp_path)
+    seen = []
+    monkeypatch.setattr(bench_worker, "_say", seen.append)
+    monkeypatch.setattr(bench_worker, "_speeds", lambda *args: {})
+    task = {"model": str(tmp_path), "revision": None, "device": "cpu", "threads": 1, "load_only": False}
+    assert bench_worker.main({**task, **bench._precision(precision)}) == 0
+    result = seen[-1]["result"]
+    assert (result["packed"], result["dtype"]) == (["mxfp4", "int8"] if precision else ["mxfp4"], "bfloat16")
 
 
 def test_an_unknown_precision_suggests_the_nearest(capsys):
     assert main(["bench", "storyteller", "--precision", "pf16"]) == 2
     err = capsys.readouterr().err
-    assert "unknown --precision 'pf16'." in err and "Did you mean" in err and "fp32, bf16, fp16" in err
+    assert "unknown --precision 'pf16'." in err and "Did you mean" in err
+    assert "fp32, bf16, fp16, int8, int4, mxfp4, mxfp4+int8, mxfp4+int4." in err
 
 
 def test_the_error_of_the_measuring_process_is_told(capsys):

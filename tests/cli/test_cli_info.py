@@ -261,6 +261,55 @@ def test_a_cache_that_never_ends():
     assert KvCache(10, full=3).tokens_in(89) == 2
 
 
+@pytest.mark.parametrize("family", ["gpt2", "openai-gpt", "gpt_neox", "seed_oss", "gpt_oss"])
+def test_the_plan_is_what_packing_makes(family, tmp_path, capsys):
+    from quintet.auto import family_of
+
+    record = family_of(family)
+    wide = {"intermediate_size": 64} if family in ("gpt_neox", "seed_oss") else {}
+    config = record.tiny(**wide)
+    (tmp_path / "config.json").write_text(config.to_json_string())
+    formats = info(tmp_path, capsys)["plan"]["formats"]
+    names = ["mxfp4", "mxfp4+int8", "mxfp4+int4"] if family == "gpt_oss" else ["int8", "int4"]
+    assert [*formats] == ["fp32", "bf16", "fp16", *names]
+    for name in names:
+        model = record.classes["causal-lm"](config).bfloat16()
+        model.quantize(name)
+        buffers = [t for key, t in model.named_buffers() if key.endswith("weight_shape")]
+        size = sum(tensor.nbytes for tensor in [*model.parameters(), *buffers])
+        assert formats[name]["weights_bytes"] == size, name
+
+
+def test_a_format_that_does_not_fit_is_not_in_the_plan(tmp_path, capsys):
+    from quintet.models.gpt2 import tiny
+
+    (tmp_path / "config.json").write_text(tiny(n_embd=24, n_head=2).to_json_string())
+    assert [*info(tmp_path, capsys)["plan"]["formats"]] == ["fp32", "bf16", "fp16", "int8"]
+
+
+def test_parts_are_told_once_for_each_size(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(GPT_OSS))
+    assert main(["info", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "bf16 1,215.4 MiB, int8 608.2 MiB, int4 342.1 MiB" in out  # attention
+    assert "bf16 36,462.7 MiB, mxfp4 9,694.7 MiB\n" in out  # experts
+    assert "  mxfp4+int4  12,250.5 MiB" in out
+
+
+def test_formats_of_packed_files(tiny_gpt2, tmp_path, capsys):
+    from quintet import GPT2LMHeadModel, IntegerConfig
+
+    model = GPT2LMHeadModel.from_pretrained(tiny_gpt2).bfloat16()
+    model.quantize(IntegerConfig(4, symmetric=False, head_bits=8))
+    model.save_pretrained(tmp_path)
+    facts = info(tmp_path, capsys)["weights"]
+    assert set(facts["mib_by_format"]) == {"bf16", "int4", "int8"}
+    assert sum(facts["mib_by_format"].values()) == pytest.approx(facts["mib"], abs=0.3)
+    assert main(["info", str(tmp_path)]) == 0
+    assert "  packed " in capsys.readouterr().out
+    assert info(tiny_gpt2, capsys)["weights"]["mib_by_format"].keys() == {"fp32"}
+
+
 def test_packed_weights_are_named(tmp_path, capsys):
     from quintet import GptOssForCausalLM
     from quintet.models.gpt_oss import tiny
@@ -270,6 +319,7 @@ def test_packed_weights_are_named(tmp_path, capsys):
     model.save_pretrained(tmp_path)
     facts = info(tmp_path, capsys)
     assert set(facts["weights"]["mib_by_dtype"]) == {"BF16", "U8"}
+    assert set(facts["weights"]["mib_by_format"]) == {"bf16", "mxfp4"}
     size = sum(tensor.nbytes for tensor in model.state_dict().values())
     assert facts["plan"]["formats"]["mxfp4"]["weights_bytes"] == size
     assert facts["parameters"] == model.num_parameters()

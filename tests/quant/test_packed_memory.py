@@ -1,4 +1,4 @@
-"""Peak memory of loading packed checkpoints, each in a process of its own."""
+"""Peak memory of loading packed checkpoints, and of packing plain ones, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from quintet.models.gpt_oss import GptOssForCausalLM, tiny
 MIB = 2**20
 LAYERS, EXPERTS, WIDTH = 8, 8, 512
 
-CODE = """
+PRELUDE = """
 import json, sys, threading, time
 import torch
 from quintet import GptOssForCausalLM
@@ -26,26 +26,49 @@ def now():
     lines = dict(line.split(":", 1) for line in open("/proc/self/status"))
     return {name: int(lines[name].split()[0]) / 1024 for name in ("VmRSS", "RssAnon", "RssFile")}
 
+def watched(work):
+    base, peak, done = now(), {}, False
+
+    def watch():
+        while not done:
+            for name, value in now().items():
+                peak[name] = max(peak.get(name, 0), value)
+            time.sleep(0.0005)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    result = work()
+    done = True
+    watcher.join()
+    return result, {name: peak[name] - base[name] for name in base}
+"""
+
+CODE = (
+    PRELUDE
+    + """
 folder, warm, dequantize, ids = sys.argv[1:]
 GptOssForCausalLM.from_pretrained(warm, dequantize=dequantize == "yes")  # what the code itself needs is not counted
-base, peak, done = now(), {}, False
 
-def watch():
-    while not done:
-        for name, value in now().items():
-            peak[name] = max(peak.get(name, 0), value)
-        time.sleep(0.0005)
+def work():
+    model = GptOssForCausalLM.from_pretrained(folder, dequantize=dequantize == "yes")
+    if ids == "yes":
+        with torch.no_grad():
+            model(torch.arange(40)[None])
 
-watcher = threading.Thread(target=watch)
-watcher.start()
-model = GptOssForCausalLM.from_pretrained(folder, dequantize=dequantize == "yes")
-if ids == "yes":
-    with torch.no_grad():
-        model(torch.arange(40)[None])
-done = True
-watcher.join()
-print(json.dumps({name: peak[name] - base[name] for name in base}))
+print(json.dumps(watched(work)[1]))
 """
+)
+
+PACKING = (
+    PRELUDE
+    + """
+folder, warm, style = sys.argv[1:]
+GptOssForCausalLM.from_pretrained(warm, quantization=style)
+model, used = watched(lambda: GptOssForCausalLM.from_pretrained(folder, quantization=style))
+packed = sum(p.nbytes for p in model.parameters() if type(p).__name__ == "PackedParameter")
+print(json.dumps({**used, "packed": packed / 2**20}))
+"""
+)
 
 pytestmark = [
     pytest.mark.slow,
@@ -85,6 +108,30 @@ def measure(folders: tuple[Path, Path], dequantize: bool, run: bool = False) -> 
 PACKED = LAYERS * EXPERTS * 3 * 2 * WIDTH * WIDTH / 2 * (17 / 16) / MIB  # 51 MiB
 PLAIN = LAYERS * EXPERTS * 3 * 2 * WIDTH * WIDTH * 2 / MIB  # 192 MiB
 LARGEST = EXPERTS * 4 * WIDTH * WIDTH * 2 / MIB  # 16 MiB: gate and up of one layer, unpacked
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A large and a small checkpoint in bfloat16: what is to be packed is nearly all of it."""
+    path = tmp_path_factory.mktemp("plain")
+    wide = {"num_hidden_layers": LAYERS, "num_local_experts": EXPERTS, "hidden_size": WIDTH}
+    wide |= {"intermediate_size": 2 * WIDTH, "num_attention_heads": 64, "head_dim": 64}
+    for name, sizes in (("large", wide), ("small", {})):
+        with without_memory():
+            model = GptOssForCausalLM(tiny(num_experts_per_tok=2, **sizes))
+        state = {key: torch.randn(t.shape, dtype=torch.bfloat16) * 0.02 for key, t in model.state_dict().items()}
+        save_weights(state, path / name, max_shard_size="10MB", texts={"config.json": model.config.to_json_string()})
+    return path / "large", path / "small"
+
+
+@pytest.mark.parametrize("style", ["mxfp4", "mxfp4+int8", "mxfp4+int4", "int8", "int4"])
+def test_packing_while_loading_needs_one_tensor_above_the_result(style: str, plain: tuple[Path, Path]) -> None:
+    words = [sys.executable, "-c", PACKING, *map(str, plain), style]
+    used = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+    largest = LARGEST if style.startswith("mxfp4") else 64 * 64 * WIDTH * 2 / MIB
+    # Beside what is made: the tensor that is being packed, and what its rows become on the way. What stays plain
+    # is in the mapped file.
+    assert used["packed"] * 0.8 < used["RssAnon"] < used["packed"] + largest + 40
 
 
 def test_packed_weights_take_no_memory_of_their_own(folders: tuple[Path, Path]) -> None:

@@ -27,8 +27,8 @@ from quintet.errors import QuintetError, UsageError, suggest
 __all__ = ["add_arguments", "run"]
 
 PRECISIONS = ("fp32", "bf16", "fp16")
-# Formats of weights that need native kernels; named so that the refusal can say what is the matter.
-LATER_PRECISIONS = ("int8", "int4", "mxfp4", "mxfp4+int8", "mxfp4+int4")
+# Of weights that are packed while they are loaded: linear layers, experts, or both; what stays plain is as stored.
+PACKED = ("int8", "int4", "mxfp4", "mxfp4+int8", "mxfp4+int4")
 PROMPT, DECODE, PREFILL, BATCH = 32, 128, 512, 8
 
 
@@ -39,11 +39,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         "quintet bench storyteller",
         "quintet bench ./my-gpt2 --precision bf16 --threads 4",
+        "quintet bench ./my-gpt2 --precision int8",
         "quintet bench ./my-gpt2 --json >> results.jsonl",
     )
     parser.add_argument("model", metavar="MODEL", help="a folder, a name on the hub, or storyteller")
     parser.add_argument(
-        "--precision", metavar="P", help=f"number format of the weights: {', '.join(PRECISIONS)} (default: as stored)"
+        "--precision",
+        metavar="P",
+        help=f"number format of the weights: {', '.join(PRECISIONS + PACKED)} (default: as stored)",
     )
     parser.add_argument("--runs", type=positive_int, default=5, metavar="N", help="medians of so many (default: 5)")
     add_machine_options(parser)
@@ -55,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     task = {
         "model": args.model,
         "revision": args.revision,
-        "dtype": DTYPES[_precision(args.precision)],
+        **_precision(args.precision),
         "device": args.device,
         "threads": args.threads,
         "runs": args.runs,
@@ -74,21 +77,20 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _precision(name: str | None) -> str:
-    """Return the key in DTYPES for `--precision name`.
+def _precision(name: str | None) -> dict[str, str | None]:
+    """Return what the model is loaded with for `--precision name`.
 
     Raises:
-        UsageError: there is no such precision, or not yet.
+        UsageError: there is no such precision.
     """
-    if name is None:
-        return "auto"
-    if name in PRECISIONS:
-        return name
-    if name in LATER_PRECISIONS:
-        why = f"--precision {name} needs native kernels, which this version does not have."
-    else:
-        why = f"unknown --precision {name!r}.{suggest(name, PRECISIONS)}"
-    raise UsageError(f"{why} The precisions are {', '.join(PRECISIONS)}.")
+    if name in PACKED:
+        return {"dtype": "auto", "quantization": name}
+    if name is not None and name not in PRECISIONS:
+        allowed = PRECISIONS + PACKED
+        raise UsageError(
+            f"unknown --precision {name!r}.{suggest(name, allowed)} The precisions are {', '.join(allowed)}."
+        )
+    return {"dtype": DTYPES[name or "auto"], "quantization": None}
 
 
 def _worker(task: dict[str, Any]) -> tuple[float, dict[str, Any]]:
@@ -124,10 +126,12 @@ def _worker(task: dict[str, Any]) -> tuple[float, dict[str, Any]]:
 def _record(model: str, loads: list[float], facts: dict[str, Any]) -> dict[str, Any]:
     """The medians, and everything that says what was run."""
     short = {long: name for name, long in DTYPES.items()}
+    plain = short.get(facts["dtype"], facts["dtype"])
     runs = facts["runs"]
     record: dict[str, Any] = {
         "model": model,
-        "precision": short.get(facts["dtype"], facts["dtype"]),
+        "precision": "+".join(facts["packed"]) or plain,
+        "dtype": plain,
         "device": facts["device"],
         "threads": facts["threads"],
         "parameters": facts["parameters"],
@@ -168,8 +172,9 @@ def _rows(record: dict[str, Any]) -> list[tuple[str, str]]:
         return f"{record[name]:,.1f} tokens/s ({how}; {low:,.1f} to {high:,.1f})"
 
     after = f"{record['decode_tokens']} tokens after a prompt of {record['prompt_tokens']}"
+    packed = f", the rest in {record['dtype']}" if record["precision"] != record["dtype"] else ""
     rows = [
-        ("model", f"{record['model']}, {record['parameters']:,} parameters in {record['precision']}"),
+        ("model", f"{record['model']}, {record['parameters']:,} parameters in {record['precision']}{packed}"),
         ("machine", f"{record['device']}, {record['threads']} threads; medians of {record['runs']} runs"),
         ("decode", speed("decode_tok_s", after)),
         ("prefill", speed("prefill_tok_s", f"a prompt of {record['prefill_tokens']}")),

@@ -38,11 +38,16 @@ def _measure(task: dict[str, Any]) -> dict[str, Any]:
     from quintet.auto import AutoModelForCausalLM
     from quintet.cli.common import choose_device, set_threads
     from quintet.cli.machine import peak_rss_mib
+    from quintet.quant.formats import packed_formats
 
     set_threads(task["threads"])
     device = choose_device(task["device"])
     model = AutoModelForCausalLM.from_pretrained(
-        task["model"], revision=task["revision"], dtype=task["dtype"], device_map=device
+        task["model"],
+        revision=task["revision"],
+        dtype=task["dtype"],
+        quantization=task["quantization"],
+        device_map=device,
     ).eval()
     with torch.inference_mode():  # the weights are mapped: only a first run shows that they are really there
         model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device))
@@ -51,6 +56,7 @@ def _measure(task: dict[str, Any]) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "device": device,
         "dtype": str(model.dtype).removeprefix("torch."),
+        "packed": packed_formats(model),
         "threads": torch.get_num_threads(),
         "parameters": model.num_parameters(),
         "load_peak_rss_mib": peak_rss_mib(),

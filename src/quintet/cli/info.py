@@ -98,11 +98,14 @@ def describe(model: str, *, revision: str | None = None, length: int | None = No
 def _weights(folder: Path) -> dict[str, Any] | None:
     """Files, bytes and number formats of the stored tensors; None where only the configuration is here."""
     from quintet.checkpoint import find_weights, read_header
+    from quintet.quant.formats import stored_formats
 
     if not any(folder.glob("*.safetensors")):  # an index may be here without its shards, which are not fetched for this
         return None
     files = find_weights(folder)
-    tensors = [info for path in files for info in read_header(path).tensors.values()]
+    named = [(name, info) for path in files for name, info in read_header(path).tensors.items()]
+    tensors = [info for _, info in named]
+    formats = stored_formats((name, info.dtype, info.end - info.begin) for name, info in named)
     stored: dict[str, int] = {}
     for info in tensors:
         stored[info.dtype] = stored.get(info.dtype, 0) + info.end - info.begin
@@ -111,6 +114,7 @@ def _weights(folder: Path) -> dict[str, Any] | None:
         "tensors": len(tensors),
         "mib": round(sum(stored.values()) / MIB, 1),
         "mib_by_dtype": {dtype: round(size / MIB, 1) for dtype, size in sorted(stored.items())},
+        "mib_by_format": {name: round(size / MIB, 1) for name, size in formats.items()},
     }
 
 
@@ -131,7 +135,10 @@ def _plan_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
     """The memory plan as lines: each part, then each format beside what this machine has."""
     rows = []
     for name, part in plan["parts"].items():
-        sizes = {key: size for key, size in part["mib"].items() if key != "fp16"}
+        sizes: dict[str, float] = {}
+        for key, size in part["mib"].items():
+            if size not in sizes.values():  # each size once, by the first of the formats that have it
+                sizes[key.rpartition("+")[2]] = size
         words = ", ".join(f"{key} {size:,.1f} MiB" for key, size in sizes.items())
         rows.append((f"  {name}", f"{part['parameters']:,} parameters: {words}"))
     machine = plan["machine"]
@@ -186,6 +193,9 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         by_dtype = ", ".join(f"{dtype} {size:,.1f} MiB" for dtype, size in weights["mib_by_dtype"].items())
         files = weights["files"][0] if len(weights["files"]) == 1 else f"{len(weights['files'])} files"
         rows.append(("weights", f"{weights['tensors']} tensors in {files}: {by_dtype}"))
+        by_format = {name: size for name, size in weights["mib_by_format"].items() if name not in ("fp64", *BYTES)}
+        if by_format:
+            rows.append(("  packed", ", ".join(f"{name} {size:,.1f} MiB" for name, size in by_format.items())))
     else:
         rows.append(("weights", "not here, only the configuration"))
     if tokenizer is None:

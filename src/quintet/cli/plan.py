@@ -6,14 +6,20 @@ from typing import Any
 
 from quintet.cli.machine import memory
 
-__all__ = ["BYTES", "KvCache", "kv_cache", "memory_plan"]
+__all__ = ["BYTES", "PACKED", "KvCache", "kv_cache", "memory_plan"]
 
 MIB = 2**20
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 # Names of modules by which the families call their attention.
 _ATTENTION = {"attn", "self_attn", "attention", "crossattention"}
-# A packed weight takes half a byte for a number and one byte for each 32 of them.
-_PACKED = 17 / 32
+# Formats of weights that are packed: of the experts, and bits of the linear layers. What is not packed is in 16 bits.
+PACKED: dict[str, tuple[bool, int | None]] = {
+    "int8": (False, 8),
+    "int4": (False, 4),
+    "mxfp4": (True, None),
+    "mxfp4+int8": (True, 8),
+    "mxfp4+int4": (True, 4),
+}
 
 
 class KvCache:
@@ -80,20 +86,17 @@ def memory_plan(network: Any, config: Any, length: int | None = None) -> dict[st
     parts = _parts(network)
     cache = kv_cache(config)
     length = length or getattr(config, "max_position_embeddings", None) or 1024
-    weights = {name: sum(part["bytes"][name] for part in parts.values()) for name in BYTES}
-    formats = {name: (weights[name], size) for name, size in BYTES.items()}
-    packed = [part["packed"] for part in parts.values()]
-    if any(packed):
-        # whatever is not packed is kept in bfloat16, and so is the cache
-        formats["mxfp4"] = (sum(part["packed"] or part["bytes"]["bf16"] for part in parts.values()), 2)
+    names = next(iter(parts.values()))["bytes"]
+    weights = {name: sum(part["bytes"][name] for part in parts.values()) for name in names}
+    # beside packed weights the cache is in bfloat16
+    formats = {name: (size, BYTES.get(name, 2)) for name, size in weights.items()}
     facts = memory()
     available = facts["available_mib"]
     return {
         "parts": {
             name: {
                 "parameters": part["parameters"],
-                "mib": {key: _mib(value) for key, value in part["bytes"].items()}
-                | ({"mxfp4": _mib(part["packed"])} if part["packed"] else {}),
+                "mib": {key: _mib(value) for key, value in part["bytes"].items()},
             }
             for name, part in parts.items()
         },
@@ -120,42 +123,80 @@ def _room(cache: KvCache, left: float, item: int, config: Any) -> int:
 
 
 def _parts(network: Any) -> dict[str, dict[str, Any]]:
-    """Parameters, bytes in each format, and bytes when packed (None where that is not possible), part by part."""
-    from torch import nn
-
-    from quintet.layers.experts import RoutedExperts
-    from quintet.quant.mxfp4 import BLOCK
+    """Parameters, and bytes in each format that the model can have, part by part."""
+    from quintet.quant.linears import linears_of
 
     head = network.get_output_embeddings()
+    linears = {id(module) for module in linears_of(network).values()}
     seen: set[int] = set()
+    kinds: set[str] = set()
     parts: dict[str, dict[str, Any]] = {}
+    lacking: set[str] = set()
     for path, module in network.named_modules():
-        for parameter in module.parameters(recurse=False):
+        for name, parameter in module.named_parameters(recurse=False):
             if id(parameter) in seen:  # tied
                 continue
             seen.add(id(parameter))
-            experts = isinstance(module, RoutedExperts)
-            if isinstance(module, nn.Embedding):
-                part = "embeddings"
-            elif module is head:
-                part = "head"
-            elif experts:
-                part = "experts"
-            elif _ATTENTION & set(path.split(".")):
-                part = "attention"
+            part = "head" if module is head else _part(path, module)
+            if part == "experts":
+                kind = "experts" if parameter.dim() == 3 else "plain"
             else:
-                part = "other"
-            entry = parts.setdefault(part, {"parameters": 0, "bytes": dict.fromkeys(BYTES, 0), "packed": None})
-            count = parameter.numel()
-            entry["parameters"] += count
-            for key, size in BYTES.items():
-                entry["bytes"][key] += count * size
-            if experts:
-                # a weight (E, in, out) is packed along its inputs
-                whole = parameter.dim() == 3 and parameter.shape[1] % BLOCK == 0
-                entry["packed"] = (entry["packed"] or 0) + int(count * (_PACKED if whole else 2))
+                kind = "linear" if id(module) in linears and name == "weight" else "plain"
+            kinds.add(kind)
+            entry = parts.setdefault(part, {"parameters": 0, "bytes": dict.fromkeys((*BYTES, *PACKED), 0)})
+            entry["parameters"] += parameter.numel()
+            for style in entry["bytes"]:
+                size = _bytes(module, parameter, kind, style)
+                if size is None:
+                    lacking.add(style)
+                entry["bytes"][style] += size or 0
+    for style, (experts, bits) in PACKED.items():
+        # of a model with experts they are packed first: nearly all of its numbers are theirs
+        if experts != ("experts" in kinds) or (bits is not None and "linear" not in kinds):
+            lacking.add(style)
+    for entry in parts.values():
+        entry["bytes"] = {style: size for style, size in entry["bytes"].items() if style not in lacking}
     order = ("embeddings", "attention", "experts", "other", "head")
     return {name: parts[name] for name in order if name in parts}
+
+
+def _part(path: str, module: Any) -> str:
+    """Which part of the model a module is; the output head is told apart elsewhere."""
+    from torch import nn
+
+    from quintet.layers.experts import Experts
+
+    if isinstance(module, nn.Embedding):
+        return "embeddings"
+    if isinstance(module, Experts):
+        return "experts"
+    return "attention" if _ATTENTION & set(path.split(".")) else "other"
+
+
+def _bytes(module: Any, parameter: Any, kind: str, style: str) -> int | None:
+    """Bytes of a parameter in a format, scales included; None where its size does not allow it.
+
+    Args:
+        module: What it belongs to.
+        parameter: Of experts (E, in, out), of linear layers (out, in) or (in, out).
+        kind: "experts", "linear" or "plain".
+        style: A key of BYTES or PACKED.
+    """
+    from quintet.layers.conv1d import Conv1D
+    from quintet.quant.config import GROUP_SIZE
+    from quintet.quant.mxfp4 import BLOCK
+
+    count: int = parameter.numel()
+    experts, bits = PACKED.get(style, (False, None))
+    if kind == "experts" and experts:
+        return None if parameter.shape[1] % BLOCK else count // 2 + count // BLOCK
+    if kind == "linear" and bits is not None:
+        outputs, inputs = parameter.shape[::-1] if isinstance(module, Conv1D) else parameter.shape
+        if bits == 8:
+            return int(count + 2 * outputs)
+        # the shape is stored with each, as two numbers of 8 bytes
+        return None if inputs % GROUP_SIZE else int(count // 2 + 2 * (count // GROUP_SIZE) + 16)
+    return count * BYTES.get(style, 2)
 
 
 def _mib(size: float) -> float:

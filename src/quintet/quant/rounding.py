@@ -52,14 +52,15 @@ class Grid:
         return torch.tensor(0.0 if self.bits == 8 else 8.0) if self.zero is None else self.zero
 
     def codes(self, weight: torch.Tensor) -> torch.Tensor:
-        """Return the nearest codes, (out, in) of float32, of an (out, in) weight."""
+        """Return the nearest codes, (out, in) of one byte each, of an (out, in) weight."""
         zero = self.zeros()[..., None]
-        parts = []
+        found = torch.empty(weight.shape, dtype=torch.int8 if self.bits == 8 else torch.uint8, device=weight.device)
         for begin, end in _rows(weight):
             values = weight[begin:end].float().unflatten(-1, (self.scale.shape[1], -1))  # (rows, in) -> (rows, G, n)
             own = zero if self.zero is None else zero[begin:end]
-            parts.append((values / self.scale[begin:end].float()[..., None] + own).round().clamp(*self.limits))
-        return torch.cat(parts).flatten(-2)
+            whole = (values / self.scale[begin:end].float()[..., None] + own).round().clamp(*self.limits)
+            found[begin:end] = whole.flatten(-2)  # (rows, G, n) -> (rows, in)
+        return found
 
     def values(self, codes: torch.Tensor) -> torch.Tensor:
         """Return the numbers, (out, in) of float32, that codes stand for."""
