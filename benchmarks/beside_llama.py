@@ -113,27 +113,6 @@ def llama(python: str, file: Path, flash: str, args: Any) -> dict[str, Any]:
     return result
 
 
-def bytes_per_token(folder: Path) -> int:
-    """What one decoding step must read of the weights."""
-    from quintet.auto import AutoModelForCausalLM
-    from quintet.quant.packed_experts import PackedExperts
-
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    total = 0
-    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings()
-    for module in model.modules():
-        share = 1.0
-        if isinstance(module, PackedExperts):
-            share = model.config.num_experts_per_tok / model.config.num_local_experts
-        for tensor in module.parameters(recurse=False):
-            if tensor is embedding and getattr(head, "weight", None) is not embedding:
-                continue
-            if tensor is embedding and module is head:
-                continue  # counted where it is the embedding
-            total += int(tensor.numel() * tensor.element_size() * share)
-    return total
-
-
 def measure(name: str, style: str, args: Any) -> None:
     """Run the rounds of one model and format, and print the result."""
     from quintet.cli.machine import read_bandwidth
@@ -215,7 +194,10 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
         child(sys.argv[2], *(int(n) for n in sys.argv[3:8]), sys.argv[8])
     elif sys.argv[1:2] == ["--make"]:
+        from quintet.auto import AutoModelForCausalLM
+
         made_folder = checkpoint(Path(sys.argv[4]), sys.argv[2], sys.argv[3])
-        print(json.dumps({"folder": str(made_folder), "bytes": bytes_per_token(made_folder)}), flush=True)
+        size = common.bytes_per_token(AutoModelForCausalLM.from_pretrained(made_folder))
+        print(json.dumps({"folder": str(made_folder), "bytes": size}), flush=True)
     else:
         main()

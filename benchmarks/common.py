@@ -163,6 +163,25 @@ def wall(argv: Iterable[str], env: dict[str, str]) -> float:
     return time.perf_counter() - began
 
 
+def bytes_per_token(model: Any) -> int:
+    """Return what a decoding step must read of the weights: of experts those that are used, no embedding but a head."""
+    from quintet.quant.packed_experts import PackedExperts
+
+    total = 0
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings()
+    for module in model.modules():
+        share = 1.0
+        if isinstance(module, PackedExperts):
+            share = model.config.num_experts_per_tok / model.config.num_local_experts
+        for tensor in module.parameters(recurse=False):
+            if tensor is embedding and getattr(head, "weight", None) is not embedding:
+                continue
+            if tensor is embedding and module is head:
+                continue  # counted where it is the embedding
+            total += int(tensor.numel() * tensor.element_size() * share)
+    return total
+
+
 def commit() -> str:
     """Return the commit of this tree, with a + when files differ from it."""
 
