@@ -88,6 +88,14 @@ def set_threads(count: int | None) -> int:
     return torch.get_num_threads()
 
 
+def thread_counts(most: int | None) -> list[int]:
+    """Return 1, 2, 4 and so on up to `most` (None: every usable core), which is the last."""
+    from quintet.cli.machine import usable_cores
+
+    most = most or usable_cores()
+    return [*(1 << n for n in range(most.bit_length()) if 1 << n < most), most]
+
+
 def alternate(
     runs: dict[str, Callable[[], float]], rounds: int, *, seconds: float = float("inf")
 ) -> dict[str, list[float]]:

@@ -45,6 +45,7 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
             **{"vocab_size": 50304, "max_position_embeddings": 65536},
         },
     ),
+    "gpt2": ("GPT-2 124M", "gpt2", {"vocab_size": 512, "n_positions": 4096}),  # for steps through its blocks
     "tiny": (
         "tiny",
         "gpt_oss",
@@ -58,7 +59,7 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
 PARTS = ("context", "batch", "threads")
 
 
-def build(name: str, work_dir: Path, packing: str) -> Any:
+def build(name: str, work_dir: Path, packing: str, *, optimize: bool = True) -> Any:
     """Return a model with random weights, ready to decode."""
     import torch
 
@@ -82,7 +83,9 @@ def build(name: str, work_dir: Path, packing: str) -> Any:
     if packing != "none":
         bits = int(packing.removeprefix("int"))
         model.quantize(IntegerConfig(bits, head_bits=bits))
-    model.eval().optimize()
+    model.eval()
+    if optimize:
+        model.optimize()
     return model
 
 
@@ -240,9 +243,9 @@ def main() -> None:
     args.lengths, args.batches = ([int(n) for n in value.split(",")] for value in (args.lengths, args.batches))
     import torch
 
-    from quintet.cli.machine import read_bandwidth, usable_cores
+    from quintet.cli.machine import read_bandwidth
 
-    args.threads_list = list(range(1, (args.threads or usable_cores()) + 1))
+    args.threads_list = common.thread_counts(args.threads)
     with torch.inference_mode():
         for name in args.models.split(","):
             model = build(name, args.work_dir, args.packing)

@@ -26,7 +26,11 @@ KEYS = {
     "import": ("what",),
     "cache": ("length",),
     "micro": ("op", "dtype", "rows", "way"),
-    "kernels": ("op", "size", "dtype", "rows"),
+    "kernels": ("op", "size", "dtype", "rows", "threads", "activations"),
+    "dispatch": ("model", "format"),
+    "growth_context": ("model", "threads"),
+    "growth_batch": ("model", "threads"),
+    "growth_threads": ("model",),
     "baselines": ("what",),
     "families": ("model", "dtype"),
     "gpt_oss_20b": ("model",),
@@ -41,7 +45,7 @@ def newest(lines: Iterable[str]) -> dict[str, list[Record]]:
     for line in lines:
         if line.strip():
             record = json.loads(line)
-            key = tuple(record[name] for name in KEYS[record["benchmark"]])
+            key = tuple(record.get(name) for name in KEYS[record["benchmark"]])
             found.setdefault(record["benchmark"], {})[key] = record
     return {name: list(records.values()) for name, records in found.items()}
 
@@ -107,6 +111,40 @@ def precise(value: float) -> str:
 
 # Ways that benchmarks/kernels.py compares.
 WAYS = ("torch", "fused without native", "native")
+# Up to so many rows bytes of weights count, and beyond them operations.
+FEW_ROWS = 8
+# Drawn by benchmarks/plots.py: file in docs/, and what it shows.
+PICTURES = {
+    "growth_context": ("growth_context.svg", "Milliseconds a token against the tokens before it"),
+    "growth_batch": ("growth_batch.svg", "Tokens a second against the texts decoded together"),
+    "growth_threads": ("growth_threads.svg", "Speed against threads"),
+}
+LENGTHS = ("512", "1024", "2048", "4096", "8192", "16384", "32768")
+BATCHES = ("1", "2", "4", "8", "16", "32", "64")
+
+
+def of_way(way: str) -> Column:
+    """Return the column of one of the WAYS."""
+
+    def cell(record: Record) -> str:
+        speeds = record["gflop_s" if record["rows"] > FEW_ROWS else "gb_s"]
+        return number(speeds[way]) if way in speeds else ""
+
+    return (way, cell)
+
+
+def along(field: str, places: Iterable[str]) -> list[Column]:
+    """Return a column for each place of a curve; empty where nothing was measured there."""
+    return [
+        (f"{int(at):,}", lambda r, at=at: number(r[field][at]["median"]) if at in r[field] else "") for at in places
+    ]
+
+
+def by_threads(field: str) -> Callable[[Record], str]:
+    """Write the medians of 1, 2 and more threads."""
+    return lambda r: " / ".join(number(stat["median"]) for stat in r[field].values())
+
+
 TABLES: dict[str, list[Column]] = {
     "decode": [
         ("model", lambda r: r["model"]),
@@ -162,11 +200,41 @@ TABLES: dict[str, list[Column]] = {
     "kernels": [
         ("operation", lambda r: r["op"]),
         ("size", lambda r: r["size"]),
-        ("dtype", lambda r: r["dtype"]),
+        ("dtype", lambda r: r["dtype"] + (", x in int8" if r.get("activations") == "int8" else "")),
         ("rows", lambda r: str(r["rows"])),
+        ("threads", lambda r: str(r["machine"]["threads"])),
         ("level", lambda r: r["level"] or ""),
-        *((f"{way}, GB/s", lambda r, way=way: number(r["gb_s"][way]) if way in r["gb_s"] else "") for way in WAYS),
+        ("unit", lambda r: "GFLOPS" if r["rows"] > FEW_ROWS else "GB/s"),
+        *map(of_way, WAYS),
         ("memory read, GB/s", lambda r: number(r["read_gb_s"])),
+    ],
+    "dispatch": [
+        ("model", lambda r: r["model"]),
+        ("format", lambda r: r["format"]),
+        ("a step, us", lambda r: spread(r["step_us"])),
+        ("of it native, us", lambda r: spread(r["native_us"])),
+        ("between", lambda r: f"**{percent(r['between']['median'])}**"),
+        ("native calls", lambda r: number(r["native_calls"])),
+    ],
+    "growth_context": [
+        ("model", lambda r: r["model"]),
+        ("threads", lambda r: str(r["threads"])),
+        *along("ms", LENGTHS),
+        (
+            "limit, first and last",
+            lambda r: " / ".join(map(number, (*r["limit_ms"].values(),)[:: max(1, len(r["limit_ms"]) - 1)])),
+        ),
+    ],
+    "growth_batch": [
+        ("model", lambda r: r["model"]),
+        ("threads", lambda r: str(r["threads"])),
+        *along("tok_s", BATCHES),
+    ],
+    "growth_threads": [
+        ("model", lambda r: r["model"]),
+        ("threads", lambda r: " / ".join(r["decode_tok_s"])),
+        ("decode, tokens/s", by_threads("decode_tok_s")),
+        ("prompt, tokens/s", by_threads("prompt_tok_s")),
     ],
     "families": [
         ("model", lambda r: r["model"]),
@@ -224,7 +292,9 @@ def table(name: str, records: list[Record]) -> str:
     columns = TABLES[name]
     rows = [[title for title, _ in columns], ["---"] * len(columns)]
     rows += [[cell(record) for _, cell in columns] for record in records]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n\n" + source(records)
+    text = "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n\n" + source(records)
+    picture, shows = PICTURES.get(name, ("", ""))
+    return f"{text}\n\n![{shows}]({picture})" if picture and (DOCS / picture).exists() else text
 
 
 def fill(page: str, results: dict[str, list[Record]]) -> str:

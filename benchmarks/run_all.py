@@ -6,6 +6,7 @@ python benchmarks/run_all.py && python benchmarks/report.py
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "docs" / "benchmarks.jsonl"
 
-# Together less than 15 minutes on two cores.
+# Together less than 20 minutes on two cores.
 PLAN = (
     ("import_time.py", "--rounds", "5"),
     ("load.py", "--rounds", "3"),
@@ -26,10 +27,19 @@ PLAN = (
     ("micro.py",),
     ("tokenization.py", "--rounds", "3"),
     ("kernels.py",),
+    ("dispatch.py",),
     ("storyteller_baselines.py",),
 )
 # Minutes each, and gigabytes of disk: only when named with --only.
-LARGE = (("families.py",), ("gpt_oss_20b.py",))
+LARGE = (("growth.py",), ("families.py",), ("gpt_oss_20b.py",))
+
+
+def forget(benchmarks: set[str], results: Path) -> None:
+    """Take the lines of these benchmarks out of a file."""
+    if not results.exists():
+        return
+    lines = results.read_text(encoding="utf-8").splitlines(keepends=True)
+    results.write_text("".join(line for line in lines if json.loads(line)["benchmark"] not in benchmarks), "utf-8")
 
 
 def main() -> int:
@@ -37,15 +47,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, default=RESULTS, help=f"default: {RESULTS}; lines are appended")
     parser.add_argument("--only", default=None, help="names without .py, separated by commas")
+    parser.add_argument("--anew", action="store_true", help="take older lines of what is measured away")
     args = parser.parse_args()
     only = args.only.split(",") if args.only else None
     failed = []
+    forgotten: set[str] = set()
     for script, *options in (*PLAN, *LARGE):
         wanted = script.removesuffix(".py") in only if only else (script, *options) in PLAN
         if not wanted:
             continue
         began = time.perf_counter()
         done = subprocess.run([sys.executable, str(HERE / script), *options], stdout=subprocess.PIPE, text=True)
+        if args.anew:
+            new = {json.loads(line)["benchmark"] for line in done.stdout.splitlines()} - forgotten
+            forget(new, args.output)
+            forgotten |= new
         with open(args.output, "a", encoding="utf-8") as out:
             out.write(done.stdout)
         lines = done.stdout.count("\n")

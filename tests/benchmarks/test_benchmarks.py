@@ -316,3 +316,90 @@ def test_gpt_oss_20b_says_what_is_short(tmp_path: Path, monkeypatch: pytest.Monk
     assert "of memory are available, and 1000000001.5 are needed" in module.shortage(folder, 10**18, there=True)
     pieces = b"".join(module.pieces(b"abcde", 3, 9))
     assert pieces == b"deabcdeab"
+
+
+# --- native kernels, and what a token costs as work grows ----------------------------------------------------------
+
+
+def has_native() -> bool:
+    from quintet.kernels.loader import library
+
+    return library() is not None
+
+
+def test_kernels(work_dir: str) -> None:
+    sizes = ("--shape", "tiny", "--seconds", "0", "--rows", "1", "9", "--threads", "1", "--work-dir", work_dir)
+    records = run("kernels.py", *sizes)
+    operations = ["matvec", "int8_linear", "int4_linear", "mxfp4_matvec", "mxfp4_experts", "blocks"]
+    assert list(dict.fromkeys(r["op"] for r in records)) == operations
+    for record in records:
+        ways = {"torch", *(["native"] if has_native() else [])}
+        ways |= set() if record["op"] == "mxfp4_experts" else {"fused without native"}
+        assert set(record["gb_s"]) == set(record["gflop_s"]) == ways
+        assert all(speed > 0 for speed in record["gflop_s"].values()) and record["read_gb_s"] > 0
+    text = load("report").table("kernels", records)
+    assert "| blocks | tiny | bfloat16 | 1 | 1 |" in text and "| GB/s |" in text and "| GFLOPS |" in text
+
+
+def test_kernels_with_activations_of_8_bits(work_dir: str) -> None:
+    sizes = ("--shape", "tiny", "--seconds", "0", "--rows", "2", "--threads", "1", "--work-dir", work_dir)
+    records = run("kernels.py", *sizes, "--ops", "int8_linear,int4_linear", "--activations", "int8")
+    assert [r["op"] for r in records] == ["int8_linear", "int4_linear"]
+    assert "bfloat16, x in int8" in load("report").table("kernels", records)
+
+
+def test_dispatch(work_dir: str) -> None:
+    records = run("dispatch.py", *TINY, "--work-dir", work_dir, "--tokens", "4", "--formats", "fp32,int8")
+    assert [r["format"] for r in records] == (["fp32", "int8"] if has_native() else [])
+    for record in records:
+        assert 0 < record["native_us"]["median"] < record["step_us"]["median"] and record["native_calls"] >= 1
+        part = 1 - record["native_us"]["median"] / record["step_us"]["median"]
+        assert record["between"]["median"] == pytest.approx(part, abs=0.3)
+    assert not records or "| tiny | int8 |" in load("report").table("dispatch", records)
+
+
+def test_growth_and_its_pictures(work_dir: str, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    sizes = ("--lengths", "16,512", "--batches", "1,16", "--steps", "2", "--past", "8", "--prompt", "9")
+    records = run("growth.py", "--models", "tiny", *sizes, "--rounds", "1", "--threads", "2", "--work-dir", work_dir)
+    kinds = ["growth_context", "growth_batch", "growth_threads"]
+    assert [r["benchmark"] for r in records] == [kinds[0], kinds[0], kinds[1], kinds[1], kinds[2]]
+    assert [r["threads"] for r in records[:4]] == [1, 2, 1, 2]
+    assert list(records[0]["ms"]) == list(records[0]["limit_ms"]) == ["16", "512"]
+    assert 0 < records[0]["limit_ms"]["16"] <= records[0]["limit_ms"]["512"] and records[0]["ms"]["512"]["median"] > 0
+    assert list(records[2]["tok_s"]) == ["1", "16"] and list(records[4]["prompt_tok_s"]) == ["1", "2"]
+    report = load("report")
+    assert "| tiny | 2 |" in report.table("growth_context", records[:2])
+    assert "| tiny | 1 / 2 |" in report.table("growth_threads", records[4:])
+    lines = tmp_path / "results.jsonl"
+    lines.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+    command = [sys.executable, str(FOLDER / "plots.py"), "--results", str(lines), "--folder", str(tmp_path)]
+    drawn = []
+    for _ in range(2):
+        assert subprocess.run(command, capture_output=True).returncode == 0
+        drawn.append({path.name: path.read_bytes() for path in tmp_path.glob("*.svg")})
+    assert set(drawn[0]) == {picture for picture, _ in report.PICTURES.values()}
+    assert drawn[0] == drawn[1], "the same figures give the same file"
+    assert all(b"<svg" in content for content in drawn[0].values())
+
+
+def test_growth_refuses_names_that_it_does_not_know() -> None:
+    command = [sys.executable, str(FOLDER / "growth.py"), "--models", "gpt9"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "--models gpt9: known are gpt-oss, windows" in done.stderr
+
+
+def test_lines_that_are_measured_anew_take_the_place_of_older_ones(tmp_path: Path) -> None:
+    lines = tmp_path / "results.jsonl"
+    lines.write_text('{"benchmark": "a", "n": 1}\n{"benchmark": "b"}\n{"benchmark": "a", "n": 2}\n', encoding="utf-8")
+    module = load("run_all")
+    module.forget({"a", "c"}, lines)
+    assert lines.read_text(encoding="utf-8") == '{"benchmark": "b"}\n'
+    module.forget({"a"}, tmp_path / "none.jsonl")
+
+
+def test_thread_counts() -> None:
+    common = load("common")
+    counts = {most: common.thread_counts(most) for most in (1, 2, 3, 4, 16, 24)}
+    assert counts[1] == [1] and counts[2] == [1, 2] and counts[3] == [1, 2, 3] and counts[4] == [1, 2, 4]
+    assert counts[16] == [1, 2, 4, 8, 16] and counts[24] == [1, 2, 4, 8, 16, 24]
