@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -408,6 +409,14 @@ def test_a_file_that_was_cut_is_refused_before_it_is_mapped(disable_mmap: bool, 
         path.write_bytes(whole[:length])
         with pytest.raises(CheckpointError, match="model.safetensors"):
             GptOssForCausalLM.from_pretrained(folder, disable_mmap=disable_mmap)
+
+
+def test_without_mmap_a_file_may_be_cut_while_the_model_is_used(copy: Callable[..., Path]) -> None:
+    folder = copy()
+    model = GptOssForCausalLM.from_pretrained(folder, disable_mmap=True)
+    before = logits(model)
+    os.truncate(folder / "model.safetensors", 100)
+    assert torch.equal(logits(model), before)
 
 
 def test_a_model_of_another_size(copy: Callable[..., Path]) -> None:
