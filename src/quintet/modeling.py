@@ -16,6 +16,7 @@ from quintet.errors import ConfigError, InputError
 from quintet.family import BlockMap
 from quintet.fused.blocks import fuse_blocks
 from quintet.fused.cpu_experts import use_cpu_twins
+from quintet.fused.report import OptimizeReport
 from quintet.generation import GenerationConfig
 from quintet.layers.attention import check_backend
 from quintet.layers.conv1d import Conv1D
@@ -24,7 +25,6 @@ from quintet.outputs import ModelOutput
 from quintet.quant.model import Quantized
 from quintet.quant.packed_experts import count
 from quintet.quant.packed_linear import PackedLinear
-from quintet.swap import SwapReport
 
 __all__ = ["PreTrainedModel"]
 
@@ -193,17 +193,17 @@ class PreTrainedModel(Embeddings, Quantized):
 
     # -- inference ---------------------------------------------------------------------------------------------
 
-    def optimize(self) -> SwapReport:
+    def optimize(self) -> OptimizeReport:
         """Swap modules for twins that decode faster on this device; `generate` does it when the model is in eval mode.
 
         Parameters and their names stay. Twins compute as the plain modules whenever gradients are on.
 
         Returns:
-            What was replaced.
+            What was replaced, and what computes the model now; `print(model.optimize())` shows it, a second time too.
         """
         report = use_cpu_twins(self)
         blocks = fuse_blocks(self, self.block_map, tuple(self._no_split_modules))
-        return SwapReport(report.replaced + blocks.replaced, report.kept + blocks.kept)
+        return OptimizeReport(report.replaced + blocks.replaced, report.kept + blocks.kept, self)
 
     # -- training helpers --------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,7 @@ def describe(model: str, *, revision: str | None = None, length: int | None = No
         "window": cache.window or None,
         "plan": memory_plan(network, config, length),
         "weights": None if alone else _weights(folder),
+        "computed": None if alone else _computed(network, folder),
         "tokenizer": None if alone else _tokenizer(folder),
     }
 
@@ -116,6 +118,25 @@ def _weights(folder: Path) -> dict[str, Any] | None:
         "mib_by_dtype": {dtype: round(size / MIB, 1) for dtype, size in sorted(stored.items())},
         "mib_by_format": {name: round(size / MIB, 1) for name, size in formats.items()},
     }
+
+
+def _computed(network: Any, folder: Path) -> list[dict[str, Any]] | str | None:
+    """What computes the model on this machine's CPU, kind by kind; None without weights, the reason where it fails."""
+    from quintet.checkpoint import find_weights
+    from quintet.checkpoint.load import open_source, source_dtype
+    from quintet.checkpoint.options import parse_dtype
+    from quintet.fused.report import computed_by
+    from quintet.quant.formats import fit_by_headers
+
+    if not any(folder.glob("*.safetensors")):
+        return None
+    try:
+        source = open_source(find_weights(folder))
+        dtype = parse_dtype(network.config.dtype) or source_dtype(source) or network.dtype
+        fit_by_headers(network, source)
+        return [dataclasses.asdict(one) for one in computed_by(network, dtype, swapped=True)]
+    except QuintetError as error:
+        return str(error)
 
 
 def _tokenizer(folder: Path) -> dict[str, Any] | None:
@@ -198,6 +219,13 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
             rows.append(("  packed", ", ".join(f"{name} {size:,.1f} MiB" for name, size in by_format.items())))
     else:
         rows.append(("weights", "not here, only the configuration"))
+    if isinstance(facts["computed"], str):
+        rows.append(("on the CPU", f"cannot run: {facts['computed']}"))
+    else:
+        rows += [
+            ("" if number else "on the CPU", f"{one['modules']} {one['what']}: {one['how']}")
+            for number, one in enumerate(facts["computed"] or ())
+        ]
     if tokenizer is None:
         rows.append(("tokenizer", "none"))
     elif "error" in tokenizer:

@@ -23,6 +23,7 @@ from quintet.cache.dynamic_layers import DynamicLayer
 from quintet.family import BlockMap
 from quintet.fused.cpu_linear import CpuConv1D, CpuLinear, twin
 from quintet.fused.cpu_norm import CpuRMSNorm
+from quintet.fused.notice import gradients_are_on
 from quintet.kernels.linear import TYPES
 from quintet.kernels.loader import FEW_ROWS, check, library
 from quintet.layers.activations import ACTIVATIONS
@@ -35,7 +36,7 @@ from quintet.quant.packed_experts import PackedExperts
 from quintet.quant.packed_linear import Int4Linear, Int8Linear
 from quintet.swap import SwapReport, swap
 
-__all__ = ["FusedBlocks", "fuse_blocks"]
+__all__ = ["FusedBlocks", "fuse_blocks", "is_list_of"]
 
 _int, _long, _pointer = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
 ORDERS = {"pre": 0, "post": 1, "parallel": 2}
@@ -334,7 +335,7 @@ class FusedBlocks(nn.ModuleList):
         cache = step.cache
         if type(cache) is not DynamicCache or x.dim() != 3 or x.shape[0] * x.shape[1] > FEW_ROWS or self.training:
             return None
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        if gradients_are_on() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
             return None
         if step.output_attentions or step.output_router_logits or step.head_mask is not None:
             return None
@@ -342,6 +343,10 @@ class FusedBlocks(nn.ModuleList):
             return None
         plan = self._planned(x.dtype)
         return None if plan is None else plan.run(x, step, cache)
+
+    def fits(self, dtype: torch.dtype) -> bool:
+        """Whether native code knows the blocks, with activations of that type."""
+        return dtype in TYPES and self._planned(dtype) is not None
 
     def _planned(self, dtype: torch.dtype) -> _Plan | None:
         plan = self._plan
@@ -363,6 +368,12 @@ def _hooks_of(module: nn.Module) -> tuple[dict[int, Callable[..., Any]], dict[in
     return module._forward_hooks, module._forward_pre_hooks
 
 
+def is_list_of(module: nn.Module, kinds: tuple[str, ...]) -> bool:
+    """Whether a module is a list of blocks, whose classes have these names."""
+    children = list(module.children())
+    return type(module) is nn.ModuleList and bool(children) and all(type(one).__name__ in kinds for one in children)
+
+
 def fuse_blocks(model: nn.Module, block_map: BlockMap | None, kinds: tuple[str, ...]) -> SwapReport:
     """Swap lists of blocks for their twins.
 
@@ -376,8 +387,7 @@ def fuse_blocks(model: nn.Module, block_map: BlockMap | None, kinds: tuple[str, 
         return SwapReport()
 
     def fused(module: nn.Module) -> nn.Module | None:
-        children = list(module.children())
-        if not children or any(type(child).__name__ not in kinds for child in children):
+        if not is_list_of(module, kinds):
             return None
         made = twin(FusedBlocks, module)
         made.block_map = block_map  # type: ignore[assignment]

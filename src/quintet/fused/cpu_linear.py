@@ -27,6 +27,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from quintet.fused.notice import gradients_are_on
 from quintet.kernels.linear import native_matvec
 from quintet.layers.conv1d import Conv1D
 from quintet.swap import Twin
@@ -88,7 +89,7 @@ def cpu_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None)
         (..., out), or None: gradients are on, the device is not a CPU, autocast or a compiler is at work, or the plain
         product is as fast.
     """
-    if torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype != weight.dtype:
+    if gradients_are_on() or x.device.type != "cpu" or x.dtype != weight.dtype:
         return None
     if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return None

@@ -1,16 +1,21 @@
-"""Which formats the weights of a model, or the tensors of a file, are in."""
+"""Which formats the weights of a model, or the tensors of a file, are in; no number is read for it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
+import torch
 from torch import nn
 
+from quintet.checkpoint.load import TensorSource
+from quintet.quant.config import Quantization
 from quintet.quant.foreign import TorchAoLinear, foreign_of
 from quintet.quant.packed_experts import PackedExperts
 from quintet.quant.packed_linear import PackedLinear
+from quintet.quant.sources import ChangedSource
 
-__all__ = ["packed_formats", "stored_formats"]
+__all__ = ["fit_by_headers", "packed_formats", "stored_formats"]
 
 # The last part of a tensor's name that tells its format, whatever stands before it.
 _ENDINGS = {
@@ -42,6 +47,37 @@ def packed_formats(model: nn.Module) -> list[str]:
 def _bitsandbytes(module: nn.Module) -> str:
     weight = getattr(module, "weight", None)
     return str(getattr(weight, "quant_type", "llm_int8"))
+
+
+class _Headers(ChangedSource):
+    """A checkpoint of which only names, types and shapes are read: every number is 0."""
+
+    def __init__(self, inner: TensorSource) -> None:
+        super().__init__(inner, (), ())
+
+    def get(self, key: str) -> torch.Tensor:
+        return torch.zeros((), dtype=self.dtype(key)).expand(self.shape(key))
+
+
+def fit_by_headers(model: Any, source: TensorSource) -> None:
+    """Give a model on the meta device the packed modules that a checkpoint has tensors for, as loading does.
+
+    Args:
+        model: Changed in place.
+        source: The checkpoint; its numbers are not read.
+
+    Raises:
+        CheckpointError: Tensors that do not belong together.
+        ConfigError: The format is another package's, which is not installed.
+    """
+    model._fit_to_checkpoint(
+        _Headers(source),
+        asked=Quantization(),
+        rules=type(model).key_rules,
+        dtype=model.dtype,
+        device=torch.device("cpu"),
+    )
+    model.__dict__.pop("_finish_load", None)  # what would read the weights of another package's format
 
 
 def stored_formats(tensors: Iterable[tuple[str, str, int]]) -> dict[str, int]:
