@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import quintet
 from quintet.kernels.integers import native_int4_linear, native_int8_linear
 from quintet.kernels.linear import native_matvec
-from quintet.kernels.loader import library, status
+from quintet.kernels.loader import LEVELS, library, status
 from quintet.kernels.mxfp4 import mxfp4_experts_reference, native_mxfp4_experts, native_mxfp4_matvec
 from quintet.kernels.packing import dequantize_int4, dequantize_int8, quantize_int4, quantize_int8
 from quintet.quant.mxfp4 import unpack
@@ -183,3 +188,34 @@ def test_a_weight_that_is_part_of_a_larger_one(dtype: torch.dtype) -> None:
     view = large[1::3, 7 : 7 + 135]
     view.copy_(parts["weight"])
     assert torch.equal(call({**parts, "weight": view}), call(parts))  # type: ignore[arg-type]
+
+
+EVERYTHING = """
+import test_kernel_inputs as tests
+from quintet.kernels.loader import status
+for dtype in tests.DTYPES:
+    for make in tests.OPERATIONS:
+        tests.test_every_batch_from_1_to_33(make, dtype)
+    for inputs in (33, 2880):
+        tests.test_long_sums_are_in_float32(dtype, inputs)
+    for make, name in tests.CASES:
+        for rows in (1, 33):
+            tests.test_orders_and_starts_in_memory(make, name, dtype, rows)
+print(status().level)
+"""
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_every_level(level: str) -> None:
+    native = library()
+    assert native is not None
+    if native.quintet_has(level.encode()) != 1:
+        pytest.skip(f"this CPU has no {level}")
+    if level == status().level:
+        pytest.skip("the level of the tests above")
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(quintet.__file__).parents[1])])
+    env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "QUINTET_ISA": level}
+    command = [sys.executable, "-c", EVERYTHING]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip() == level
