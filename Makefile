@@ -66,7 +66,7 @@ sanitize: $(STAMP_DEV)
 	$(BIN)/python csrc/tests/run.py --sanitize thread --threads 4 --cases 100
 	$(BIN)/python csrc/tests/run.py --sanitize $(SANITIZERS) --package build/watched
 	LD_PRELOAD="$(RUNTIMES)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/watched \
-	  $(BIN)/pytest -q -p no:cacheprovider tests/kernels tests/fused/test_fused_blocks.py
+	  $(BIN)/pytest -q -p no:cacheprovider tests/kernels tests/fused/test_fused_blocks.py tests/fused/test_fused_safety.py
 
 clean:
 	rm -rf build dist src/*.egg-info src/quintet/kernels/_cpu.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
