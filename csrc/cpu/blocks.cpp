@@ -99,7 +99,12 @@ struct Heads {
 void attention_input(const Run& run, const Block& m, const Heads& q, const Heads& k, const Heads& v, float* queries) {
     const StepCall& step = run.step;
     const int64_t rope_bytes = step.rope_type == FP32 ? 4 : 2;
-    std::vector<float> one(static_cast<size_t>(m.head));
+    const bool eight = m.stored == EIGHT_BITS;
+    const int64_t store_bytes = eight ? 1 : run.bytes;
+    auto store_at = [&](void* base, const int64_t* strides, int64_t text, int64_t group, int64_t place) {
+        return static_cast<char*>(base) + (text * strides[0] + group * strides[1] + place * strides[2]) * store_bytes;
+    };
+    std::vector<float> one(static_cast<size_t>(m.head)), rounded(static_cast<size_t>(m.head));
     for (int64_t r = 0; r < run.rows; ++r) {
         const int64_t text = r / step.tokens, token = r % step.tokens, place = m.place + token;
         const int64_t angle = ((step.rope_texts > 1 ? text : 0) * step.tokens + token) * step.rope_size * rope_bytes;
@@ -110,22 +115,28 @@ void attention_input(const Run& run, const Block& m, const Heads& q, const Heads
             run.inner.widen(step.type, run.at(q.base, r * q.row + h * q.head), to, m.head);
             if (!cosines) continue;
             run.inner.rotate(step.rope_type, cosines, sines, step.rope_size, to);
-            run.inner.narrow(step.type, to, one.data(), m.head);  // rounded as the module rounds
-            std::vector<float>& rounded = one;
+            run.inner.narrow(step.type, to, rounded.data(), m.head);  // as the module rounds
             run.inner.widen(step.type, rounded.data(), to, m.head);
         }
         for (int64_t g = 0; g < m.groups; ++g) {
-            char* key = run.at(m.keys, text * m.key_strides[0] + g * m.key_strides[1] + place * m.key_strides[2]);
-            char* value = run.at(m.values, text * m.value_strides[0] + g * m.value_strides[1] + place * m.value_strides[2]);
+            char* key = store_at(m.keys, m.key_strides, text, g, place);
+            char* value = store_at(m.values, m.value_strides, text, g, place);
             const char* from = run.at(k.base, r * k.row + g * k.head);
+            const char* value_from = run.at(v.base, r * v.row + g * v.head);
             if (cosines) {
                 run.inner.widen(step.type, from, one.data(), m.head);
                 run.inner.rotate(step.rope_type, cosines, sines, step.rope_size, one.data());
-                run.inner.narrow(step.type, one.data(), key, m.head);
-            } else {
-                std::memcpy(key, from, size_t(m.head * run.bytes));
+                run.inner.narrow(step.type, one.data(), eight ? rounded.data() : static_cast<void*>(key), m.head);
             }
-            std::memcpy(value, run.at(v.base, r * v.row + g * v.head), size_t(m.head * run.bytes));
+            if (eight) {
+                run.inner.widen(step.type, cosines ? static_cast<const void*>(rounded.data()) : from, one.data(), m.head);
+                run.inner.encode(one.data(), m.head, key);
+                run.inner.widen(step.type, value_from, one.data(), m.head);
+                run.inner.encode(one.data(), m.head, value);
+                continue;
+            }
+            if (!cosines) std::memcpy(key, from, size_t(m.head * run.bytes));
+            std::memcpy(value, value_from, size_t(m.head * run.bytes));
         }
     }
 }
@@ -260,6 +271,7 @@ int quintet_blocks(const Block* blocks, int64_t count, const StepCall* call) {
     for (int64_t i = 0; i < count; ++i) {
         const Block& m = blocks[i];
         if (m.heads < 1 || m.groups < 1 || m.heads % m.groups || m.head < 1 || m.place < 0) return 1;
+        if (m.stored != step.type && m.stored != EIGHT_BITS) return 1;
         projected = std::max(projected, (m.heads + 2 * m.groups) * m.head);
         heads = std::max(heads, m.heads * m.head);
         for (const Linear* one : {&m.q, &m.out, &m.up, &m.down})

@@ -55,14 +55,20 @@ struct Block {
     const void* gate_up_bias;
     const uint8_t *down_blocks, *down_scales;
     const void* down_bias;
-    // Of this step: stores (B, G, places, D) of the step's type, with strides of texts, heads and places.
+    // Of this step: stores (B, G, places, D) of `stored`, with strides of texts, heads and places.
     void *keys, *values;
     int64_t key_strides[3], value_strides[3];
     int64_t place;           // where the first new token goes
     const uint8_t* padding;  // (B, padding_length), 1 for real tokens, by slot; or null
     int64_t padding_stride, padding_length;
     int64_t slot;            // of place 0 of the stores
+    int64_t stored;          // the step's type, or EIGHT_BITS: then heads are of eight_bits(D) bytes, and strides too
 };
+
+// A head in 8 bits: D whole numbers, and behind them a scale in bfloat16 for each 32 of them, the last ones perhaps fewer.
+constexpr int EIGHT_BITS = 3;
+constexpr int64_t EIGHT_GROUP = 32;
+constexpr int64_t eight_bits(int64_t head) { return head + 2 * ((head + EIGHT_GROUP - 1) / EIGHT_GROUP); }
 
 struct StepCall {
     int32_t type;             // of x, out, plain weights, stores
@@ -96,6 +102,8 @@ struct Inner {
     void (*add)(int type, const void* from, float* to, int64_t count);
     // x (D,) rotated in its first `size` numbers
     void (*rotate)(int type, const void* cosines, const void* sines, int64_t size, float* x);
+    // x (count,) as a head in 8 bits: the scale is a 127th of the largest number of its group
+    void (*encode)(const float* x, int64_t count, void* to);
     void (*attend)(const Attend&, int64_t begin, int64_t end);
     // out = f(gate) * up, or f(gate) where up is null
     void (*activate)(int activation, int type, const void* gate, const void* up, void* out, int64_t count);

@@ -79,6 +79,14 @@ inline Sixteen load(const void* from) {
     Sixteen value;
     if constexpr (T == FP32) {
         std::memcpy(&value, from, sizeof value);
+    } else if constexpr (T == EIGHT_BITS) {  // without their scale
+        typedef int8_t Bytes __attribute__((vector_size(16)));
+        typedef int32_t Numbers __attribute__((vector_size(64)));
+        typedef float Floats __attribute__((vector_size(64)));
+        Bytes bytes;
+        std::memcpy(&bytes, from, sizeof bytes);
+        const Floats floats = __builtin_convertvector(__builtin_convertvector(bytes, Numbers), Floats);
+        std::memcpy(&value, &floats, sizeof value);
     } else if constexpr (T == BF16) {
         typedef uint16_t Halves __attribute__((vector_size(32)));
         typedef uint32_t Words __attribute__((vector_size(64)));
@@ -265,11 +273,51 @@ void softmax_all(float* x, int64_t count) {
     for (int64_t i = 0; i < count; ++i) x[i] /= total;
 }
 
+// ---- heads in 8 bits ---------------------------------------------------------------------------------------------
+
+void encode_all(const float* x, int64_t count, void* to) {
+    auto* codes = static_cast<signed char*>(to);
+    Loose16* scales = reinterpret_cast<Loose16*>(codes + count);
+    for (int64_t begin = 0; begin < count; begin += EIGHT_GROUP) {
+        const int64_t end = begin + EIGHT_GROUP < count ? begin + EIGHT_GROUP : count;
+        float most = 0;
+        for (int64_t i = begin; i < end; ++i) {
+            const float size = std::fabs(x[i]);
+            most = size > most || size != size ? size : most;
+            if (most != most) break;
+        }
+        const uint16_t bits = to_bf16(most / 127.0f);
+        const float scale = from_bf16(bits);
+        *scales++ = bits;
+        for (int64_t i = begin; i < end; ++i) {
+            float code = scale > 0 ? x[i] / scale : 0.0f;
+            code = code > 127.0f ? 127.0f : code < -127.0f ? -127.0f : code;
+            code = (code + 12582912.0f) - 12582912.0f;  // to the nearest whole number, ties to even
+            codes[i] = code == code ? static_cast<signed char>(code) : 0;
+        }
+    }
+}
+
+inline float scale_of(const char* stored, int64_t head, int64_t group) {
+    return from_bf16(reinterpret_cast<const Loose16*>(stored + head)[group]);
+}
+
+// Numbers of a head of any type in float32.
+template <int T>
+inline void widen_head(const char* from, float* to, int64_t head) {
+    if constexpr (T == EIGHT_BITS) {
+        for (int64_t i = 0; i < head; ++i) to[i] = float(reinterpret_cast<const signed char*>(from)[i]) * scale_of(from, head, i / EIGHT_GROUP);
+    } else {
+        widen_all(T, from, to, head);
+    }
+}
+
 // The heads of one group over the keys from `begin` to `end`, whole sixteens of a head at a time; S of them, 0 for any
 // number, in the case of which keys and values are widened first.
 template <int T, int S>
 void attend_unit(const Attend& a, int64_t unit) {
-    constexpr int64_t size = T == FP32 ? 4 : 2;
+    constexpr int64_t size = T == FP32 ? 4 : T == EIGHT_BITS ? 1 : 2;  // of what is stored
+    const int64_t out_size = a.type == FP32 ? 4 : 2;
     const Block& m = *a.block;
     const int64_t row = unit / m.groups, group = unit % m.groups, text = row / a.tokens, token = row % a.tokens;
     const int64_t each = m.heads / m.groups, head = S ? S * LANES : m.head;
@@ -287,13 +335,15 @@ void attend_unit(const Attend& a, int64_t unit) {
         if constexpr (S > 0) {
             Sixteen numbers[S > 0 ? S : 1];
             for (int s = 0; s < S; ++s) numbers[s] = load<T>(key + s * LANES * size);
+            if constexpr (T == EIGHT_BITS)
+                for (int s = 0; s < S; ++s) numbers[s] *= scale_of(key, head, s * LANES / EIGHT_GROUP);
             for (int64_t h = 0; h < each; ++h) {
                 Sixteen product = load<FP32>(queries + h * head) * numbers[0];
                 for (int s = 1; s < S; ++s) product += load<FP32>(queries + h * head + s * LANES) * numbers[s];
                 scores[h * count + j] = together(product) * scale;
             }
         } else {
-            widen_all(T, key, wide, head);
+            widen_head<T>(key, wide, head);
             for (int64_t h = 0; h < each; ++h) scores[h * count + j] = product_of(queries + h * head, wide, head) * scale;
         }
     };
@@ -317,14 +367,17 @@ void attend_unit(const Attend& a, int64_t unit) {
         for (int64_t j = 0; j < count; ++j) own[j] = own[j] == blind ? 0.0f : exponential(own[j] - most);
         const float total = sum_of(own, count) + (m.sinks ? exponential(sink - most) : 0.0f);
         const float factor = 1.0f / total;
-        char* out = static_cast<char*>(a.out) + (row * m.heads + group * each + h) * head * size;
+        char* out = static_cast<char*>(a.out) + (row * m.heads + group * each + h) * head * out_size;
         if constexpr (S > 0) {
             Sixteen sums[S > 0 ? S : 1] = {};
             for (int64_t j = 0; j < count; ++j) {
                 const float share = own[j] * factor;
                 if (share == 0) continue;  // what is hidden may hold anything
                 const char* value = values + (begin + j) * m.value_strides[2] * size;
-                for (int s = 0; s < S; ++s) sums[s] += load<T>(value + s * LANES * size) * share;
+                for (int s = 0; s < S; ++s) {
+                    const float factor = T == EIGHT_BITS ? share * scale_of(value, head, s * LANES / EIGHT_GROUP) : share;
+                    sums[s] += load<T>(value + s * LANES * size) * factor;
+                }
             }
             std::memcpy(sum, sums, sizeof sums);
         } else {
@@ -332,11 +385,11 @@ void attend_unit(const Attend& a, int64_t unit) {
             for (int64_t j = 0; j < count; ++j) {
                 const float share = own[j] * factor;
                 if (share == 0) continue;
-                widen_all(T, values + (begin + j) * m.value_strides[2] * size, wide, head);
+                widen_head<T>(values + (begin + j) * m.value_strides[2] * size, wide, head);
                 for (int64_t i = 0; i < head; ++i) sum[i] += share * wide[i];
             }
         }
-        narrow_all(T, sum, out, head);
+        narrow_all(T == EIGHT_BITS ? a.type : T, sum, out, head);
     }
 }
 
@@ -354,7 +407,8 @@ void attend_as(const Attend& a, int64_t begin, int64_t end) {
 }
 
 void attend_range(const Attend& a, int64_t begin, int64_t end) {
-    if (a.type == FP32) attend_as<FP32>(a, begin, end);
+    if (a.block->stored == EIGHT_BITS) attend_as<EIGHT_BITS>(a, begin, end);
+    else if (a.type == FP32) attend_as<FP32>(a, begin, end);
     else if (a.type == BF16) attend_as<BF16>(a, begin, end);
     else attend_as<FP16>(a, begin, end);
 }
@@ -413,5 +467,5 @@ void columns_sum_all(const Linear& m, int64_t rows, const float* partial, float*
 #define QUINTET_INNER(level)                                                                                         \
     namespace quintet {                                                                                              \
     const Inner level##_inner = {#level,    norm_all,   norm_wide_all, widen_all,    narrow_all, add_all,            \
-                                 rotate_one, attend_range, activate_all, softmax_all, columns_all, columns_sum_all};                               \
+                                 rotate_one, encode_all, attend_range, activate_all, softmax_all, columns_all, columns_sum_all};     \
     }

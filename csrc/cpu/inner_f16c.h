@@ -19,10 +19,10 @@ inline void widen_fp16(const Loose16* from, float* to, int64_t count) {
 }
 
 inline void narrow_fp16(const float* from, Loose16* to, int64_t count) {
-    int64_t i = 0;
-    for (; i + 8 <= count; i += 8)
+    const int64_t whole = count & ~int64_t(7);
+    for (int64_t i = 0; i < whole; i += 8)
         _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT));
-    for (; i < count; ++i) to[i] = _cvtss_sh(from[i], _MM_FROUND_TO_NEAREST_INT);
+    for (int64_t i = whole; i < count; ++i) to[i] = _cvtss_sh(from[i], _MM_FROUND_TO_NEAREST_INT);
 }
 
 }  // namespace

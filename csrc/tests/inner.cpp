@@ -151,20 +151,69 @@ struct Checks {
             }
     }
 
+    // Number `index` of a head of `head` numbers that begins at byte `at`.
+    static double eighth(const Buffer& stored, int64_t at, int64_t head, int64_t index) {
+        uint16_t bits;
+        std::memcpy(&bits, stored.data() + at + head + 2 * (index / EIGHT_GROUP), 2);
+        const uint32_t wide = uint32_t(bits) << 16;
+        float scale;
+        std::memcpy(&scale, &wide, 4);
+        return double(scale) * int8_t(stored.bytes()[at + index]);
+    }
+
+    // As the portable level to the bit, and off by half a scale at most; not a number stays none.
+    void eight(int64_t count) {
+        Buffer x(size_t(count) * 4, false), out(size_t(eight_bits(count)), random.one_in(2)), same(out.size(), false);
+        x.numbers(FP32, random);
+        const float factor = random.one_in(3) ? 1e-30f : random.one_in(2) ? 1e20f : 0.3f;
+        for (int64_t i = 0; i < count; ++i) floats(x)[i] *= random.one_in(9) ? 0 : factor;
+        const bool none = random.one_in(6);
+        if (none) floats(x)[count / 2] = random.one_in(2) ? NAN : INFINITY;
+        inner.encode(floats(x), count, out.data());
+        portable_inner.encode(floats(x), count, same.data());
+        if (std::memcmp(out.data(), same.data(), out.size())) near("encoded otherwise than by the portable level", FP32, 1, 0, 0, 0);
+        for (int64_t i = 0; i < count; ++i) {
+            const double got = eighth(out, 0, count, i);
+            if (none && i / EIGHT_GROUP == count / 2 / EIGHT_GROUP) {
+                if (!std::isnan(got)) near("encoded what is no number", FP32, got, 0, 0, 0);
+            } else if (std::fabs(got - floats(x)[i]) > 2 * double(factor) * 0.505 / 127) {
+                near("encoded", FP32, got, floats(x)[i], 0, 0);
+            }
+        }
+    }
+
     void attention(int type) {
+        const bool eight = random.one_in(3);
         Block m{};
+        m.stored = eight ? EIGHT_BITS : type;
         m.groups = random.between(1, 3), m.heads = m.groups * random.between(1, 3), m.head = random.between(1, 40), m.scale = 0.25;
         if (random.one_in(2)) m.head = 16 * random.between(1, 8);  // sizes that have loops of their own
         const int64_t texts = random.between(1, 3), tokens = random.between(1, 3), size = int64_t(number_bytes(type));
         m.place = random.between(0, 40), m.window = random.one_in(2) ? random.between(1, 12) : 0;
         const int64_t places = m.place + tokens;
-        m.key_strides[2] = m.head + random.below(3), m.key_strides[1] = places * m.key_strides[2], m.key_strides[0] = m.groups * m.key_strides[1];
-        m.value_strides[1] = m.head, m.value_strides[2] = m.groups * m.head, m.value_strides[0] = places * m.value_strides[2];
-        auto room = [&](const int64_t* s) { return size_t((texts - 1) * s[0] + (m.groups - 1) * s[1] + (places - 1) * s[2] + m.head) * size_t(size); };
+        const int64_t stored = eight ? eight_bits(m.head) : m.head, stored_bytes = eight ? 1 : size;
+        m.key_strides[2] = stored + random.below(3), m.key_strides[1] = places * m.key_strides[2], m.key_strides[0] = m.groups * m.key_strides[1];
+        m.value_strides[1] = stored, m.value_strides[2] = m.groups * stored, m.value_strides[0] = places * m.value_strides[2];
+        auto room = [&](const int64_t* s) { return size_t((texts - 1) * s[0] + (m.groups - 1) * s[1] + (places - 1) * s[2] + stored) * size_t(stored_bytes); };
         Buffer keys(room(m.key_strides), random.one_in(2)), values(room(m.value_strides), random.one_in(2));
         Buffer queries(size_t(texts * tokens * m.heads * m.head) * 4, false), out(size_t(texts * tokens * m.heads * m.head * size), random.one_in(2));
         Buffer padding(size_t(texts * places), false), sinks(size_t(m.heads) * number_bytes(type), random.one_in(2));
-        keys.numbers(type, random), values.numbers(type, random), queries.numbers(FP32, random), sinks.numbers(type, random);
+        if (!eight) keys.numbers(type, random), values.numbers(type, random);
+        auto scale_heads = [&](Buffer& buffer, const int64_t* s) {
+            for (int64_t i = 0; eight && i < texts * m.groups * places; ++i) {
+                char* head = buffer.data() + i / places / m.groups * s[0] + i / places % m.groups * s[1] + i % places * s[2];
+                for (int64_t group = 0; group < stored - m.head; group += 2) {
+                    const uint16_t bits = uint16_t(random.between(0x3c00, 0x3c80));  // about 1/128 to 1/64
+                    std::memcpy(head + m.head + group, &bits, 2);
+                }
+                for (int64_t k = 0; k < m.head; ++k) head[k] = char(random.between(-127, 127));
+            }
+        };
+        scale_heads(keys, m.key_strides), scale_heads(values, m.value_strides);
+        auto number = [&](const Buffer& buffer, int64_t at, int64_t index) {
+            return eight ? eighth(buffer, at, m.head, index) : buffer.get(type, at + index);
+        };
+        queries.numbers(FP32, random), sinks.numbers(type, random);
         for (size_t i = 0; i < padding.size(); ++i) padding.data()[i] = !random.one_in(3);
         m.keys = keys.data(), m.values = values.data(), m.sinks_type = type;
         if (random.one_in(2)) m.sinks = sinks.data();
@@ -182,7 +231,7 @@ struct Checks {
                     if (seen ? m.padding && !m.padding[text * places + j] : j != end - 1) continue;
                     double score = 0;
                     for (int64_t i = 0; i < m.head; ++i)
-                        score += queries.get(FP32, at + i) * keys.get(type, text * m.key_strides[0] + group * m.key_strides[1] + j * m.key_strides[2] + i);
+                        score += queries.get(FP32, at + i) * number(keys, text * m.key_strides[0] + group * m.key_strides[1] + j * m.key_strides[2], i);
                     scores[size_t(j)] = score * m.scale;
                 }
                 double total = m.sinks ? std::exp(sinks.get(type, head)) : 0;
@@ -190,7 +239,7 @@ struct Checks {
                 for (int64_t i = 0; i < m.head; ++i) {
                     Sum exact;
                     for (int64_t j = begin; j < end; ++j)
-                        exact.add(std::exp(scores[size_t(j)]) / total * values.get(type, text * m.value_strides[0] + group * m.value_strides[1] + j * m.value_strides[2] + i));
+                        exact.add(std::exp(scores[size_t(j)]) / total * number(values, text * m.value_strides[0] + group * m.value_strides[1] + j * m.value_strides[2], i));
                     near("attend", type, out.get(type, at + i), exact.value, 1e-4, exact.sizes);
                 }
             }
@@ -227,6 +276,7 @@ int64_t check_inner(const char* level, uint64_t seed, int64_t cases) {
         checks.rotation(type, checks.random.between(1, 40));
         checks.columns(checks.random.between(1, 8), checks.random.between(1, 70), checks.random.between(1, checks.random.one_in(8) ? 600 : 30));
         checks.attention(type);
+        checks.eight(checks.random.between(1, 130));
     }
     Counting counting;
     counting.jobs = 7 * (1 + cases / 4);

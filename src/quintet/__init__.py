@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         DynamicLayer,
         DynamicSlidingWindowLayer,
         EncoderDecoderCache,
+        Int8Cache,
         OffloadedCache,
         QuantizedCache,
         StaticCache,
@@ -236,6 +237,7 @@ __all__ = [
     "HubError",
     "InfNanRemoveLogitsProcessor",
     "InputError",
+    "Int8Cache",
     "IntegerConfig",
     "LogitNormalization",
     "LogitsProcessor",
@@ -323,8 +325,8 @@ _HOMES = {
         "register_family"
     ),
     "cache": (
-        "Cache DynamicCache DynamicLayer DynamicSlidingWindowLayer EncoderDecoderCache OffloadedCache QuantizedCache "
-        "StaticCache StaticLayer StaticSlidingWindowLayer"
+        "Cache DynamicCache DynamicLayer DynamicSlidingWindowLayer EncoderDecoderCache Int8Cache OffloadedCache "
+        "QuantizedCache StaticCache StaticLayer StaticSlidingWindowLayer"
     ),
     "config": "PreTrainedConfig PretrainedConfig",
     "errors": (

@@ -8,7 +8,15 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from quintet.cache import Cache, DynamicCache, EncoderDecoderCache, OffloadedCache, QuantizedCache, StaticCache
+from quintet.cache import (
+    Cache,
+    DynamicCache,
+    EncoderDecoderCache,
+    Int8Cache,
+    OffloadedCache,
+    QuantizedCache,
+    StaticCache,
+)
 from quintet.models.gpt_oss import GptOssConfig
 
 CONFIG = GptOssConfig(
@@ -20,6 +28,7 @@ STORES: dict[str, Callable[[], Cache]] = {
     "windows": lambda: DynamicCache(config=CONFIG),
     "offloaded": OffloadedCache,
     "quantized": lambda: QuantizedCache(config=CONFIG, residual_length=4),
+    "int8": lambda: Int8Cache(config=CONFIG),
     "static": lambda: StaticCache(CONFIG, max_cache_len=64),
     "encoder-decoder": lambda: EncoderDecoderCache(DynamicCache(), DynamicCache()),
 }

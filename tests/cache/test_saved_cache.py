@@ -14,7 +14,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from quintet.cache import Cache, DynamicCache, EncoderDecoderCache, OffloadedCache, QuantizedCache, StaticCache
+from quintet.cache import (
+    Cache,
+    DynamicCache,
+    EncoderDecoderCache,
+    Int8Cache,
+    OffloadedCache,
+    QuantizedCache,
+    StaticCache,
+)
 from quintet.errors import CheckpointError, HubError, InputError
 
 KINDS = ["sliding_attention", "full_attention", "sliding_attention"]
@@ -33,6 +41,8 @@ STORES: dict[str, Callable[[], Cache]] = {
     "static": lambda: StaticCache(config(), 40),
     "quantized": lambda: QuantizedCache(config=config(), q_group_size=4, residual_length=3),
     "per channel": lambda: QuantizedCache(q_group_size=4, residual_length=3, axis_key=0, axis_value=-1),
+    "int8": lambda: Int8Cache(config=config()),
+    "int8 growing": Int8Cache,
 }
 
 

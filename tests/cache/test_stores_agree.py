@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quintet.cache import Cache, DynamicCache, OffloadedCache, QuantizedCache, StaticCache
+from quintet.cache import Cache, DynamicCache, Int8Cache, OffloadedCache, QuantizedCache, StaticCache
 from quintet.errors import InputError
 
 ROOM, HEADS, SIZE, LAYERS = 400, 2, 4, 3
@@ -29,7 +29,11 @@ STORES: dict[str, tuple[Callable[[int], Cache], bool]] = {
     "offloaded": (lambda window: OffloadedCache(config=config(window)), True),
     "static": (lambda window: StaticCache(config(window), ROOM), True),
     "quantized": (lambda window: QuantizedCache(config=config(window), q_group_size=8, residual_length=5), True),
+    "int8": (lambda window: Int8Cache(config=config(window)), True),
+    "int8 growing": (lambda window: Int8Cache(), False),
 }
+# Those that return other numbers than they were given.
+ROUNDED = ("quantized", "int8", "int8 growing")
 
 ACTIONS = st.one_of(
     st.tuples(st.just("feed"), st.integers(1, 4)),
@@ -99,7 +103,7 @@ def test_a_store_is_a_concatenation(name: str, window: int, actions: list[tuple[
     torch.manual_seed(seed)
     make, drops = STORES[name]
     cache, plain, before = make(window), Plain(), 0
-    close = 0.05 if name == "quantized" else 0.0
+    close = 0.05 if name in ROUNDED else 0.0
     feed(cache, plain, 3, window, close)
     for action, number in actions:
         rows, past = plain.shape[0], plain.shape[2]
@@ -136,7 +140,7 @@ def test_a_store_is_a_concatenation(name: str, window: int, actions: list[tuple[
 def test_only_the_newest_tokens_of_beams_move(name: str, window: int, chunks: list[int], seed: int) -> None:
     torch.manual_seed(seed)
     cache, plain = STORES[name][0](window), Plain()
-    close = 0.05 if name == "quantized" else 0.0
+    close = 0.05 if name in ROUNDED else 0.0
     feed(cache, plain, 5, window, close)
     cache.batch_repeat_interleave(3)
     plain.change(lambda keys: keys.repeat_interleave(3, 0))

@@ -8,59 +8,21 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
+from tiny_blocks import FORMATS, TOLERANCE, batch, model_of
 from torch import nn
 
 import quintet
-from quintet.auto import family_of, model_types
+from quintet.auto import model_types
 from quintet.cache import DynamicCache, StaticCache
 from quintet.fused import blocks
-from quintet.fused.blocks import FusedBlocks
 from quintet.kernels.loader import LEVELS, library, status
-from quintet.quant.config import IntegerConfig
 
 pytestmark = pytest.mark.skipif(not status().native, reason=f"no native kernels: {status().reason}")
-
-FORMATS = {
-    "plain": None,
-    "int8": IntegerConfig(8),
-    "int4": IntegerConfig(4, head_bits=8),
-    "int4-zeros": IntegerConfig(4, symmetric=False),
-}
-TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
-
-
-def model_of(family: str, dtype: torch.dtype = torch.float32, form: str = "plain", **overrides: Any) -> Any:
-    """A tiny causal model; gpt-oss with experts in MXFP4, as native code takes them."""
-    record = family_of(family)
-    torch.manual_seed(0)
-    wide = {"intermediate_size": 64} if family in ("gpt_neox", "seed_oss") else {}
-    model = record.classes["causal-lm"](record.tiny(**{**wide, **overrides})).eval()
-    if family == "gpt_oss":
-        model.quantize("mxfp4")
-    if FORMATS[form] is not None:
-        model.quantize(FORMATS[form])
-    return model.to(dtype)
-
-
-@pytest.fixture
-def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
-    """For each step of decoding whether native code did it."""
-    done: list[bool] = []
-    plain = FusedBlocks.run
-
-    def run(self: FusedBlocks, x: torch.Tensor, step: Any) -> torch.Tensor | None:
-        out = plain(self, x, step)
-        done.append(out is not None)
-        return out
-
-    monkeypatch.setattr(FusedBlocks, "run", run)
-    yield done
 
 
 def decode(model: Any, ids: torch.Tensor, mask: torch.Tensor | None, prompt: int, each: int = 1) -> torch.Tensor:
@@ -75,15 +37,6 @@ def decode(model: Any, ids: torch.Tensor, mask: torch.Tensor | None, prompt: int
             out = model(ids[:, begin:end], attention_mask=told, past_key_values=cache, use_cache=True)
             parts.append(out.logits)
     return torch.cat(parts, 1)
-
-
-def batch(rows: int, length: int, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens, and a mask with rows that are padded on the left by different lengths."""
-    generator = torch.Generator().manual_seed(seed)
-    mask = torch.ones(rows, length, dtype=torch.long)
-    for row in range(1, rows):
-        mask[row, : row % 4] = 0
-    return torch.randint(1, 90, (rows, length), generator=generator), mask
 
 
 @pytest.mark.parametrize("family", model_types())
@@ -309,7 +262,8 @@ LEVEL_CHECK = """
 import sys
 sys.path.insert(0, {folder!r})
 import torch
-from test_fused_blocks import batch, decode, model_of
+from test_fused_blocks import decode
+from tiny_blocks import batch, model_of
 from quintet.auto import model_types
 from quintet.kernels.loader import status
 assert status().level == {level!r}, status()

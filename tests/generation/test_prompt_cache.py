@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from quintet.auto import family_of, model_types
-from quintet.cache import Cache, DynamicCache, OffloadedCache, QuantizedCache, StaticCache
+from quintet.cache import Cache, DynamicCache, Int8Cache, OffloadedCache, QuantizedCache, StaticCache
 from quintet.cache.provenance import fingerprint
 from quintet.errors import CheckpointError, HubError, InputError
 
@@ -65,6 +65,7 @@ STORES = {
     "offloaded": lambda config: OffloadedCache(config=config),
     "static": lambda config: StaticCache(config, 40),
     "quantized": lambda config: QuantizedCache(config=config),
+    "int8": lambda config: Int8Cache(config=config),
 }
 
 # --- going on ---------------------------------------------------------------------------------------------------------

@@ -61,12 +61,15 @@ class DynamicLayer(CacheLayer):
         own_values[:, :, start:end] = values
         return own_keys[:, :, :end], own_values[:, :, :end]
 
-    def takes(self, rows: int, new: int, dtype: torch.dtype) -> bool:
-        """Whether `slots(new)` can give places for tokens of so many rows and that type, on a CPU."""
-        keys = self._keys
-        if keys is None or self._values is None or keys.device.type != "cpu" or self._values.dtype != dtype:
-            return False
-        return keys.shape[0] == rows and keys.dtype == dtype and keys.stride(3) == 1 and self._values.stride(3) == 1
+    def takes(self, shape: tuple[int, int, int], new: int, dtype: torch.dtype) -> bool:
+        """Whether `slots(new)` can give places for tokens of that shape, (B, H, D), and that type, on a CPU."""
+        for slab in (self._keys, self._values):
+            if slab is None or slab.device.type != "cpu" or slab.dtype != dtype or slab.stride(3) != 1:
+                return False
+            rows, heads, _, size = slab.shape
+            if (rows, heads, size) != shape:
+                return False
+        return True
 
     def slots(self, new: int) -> tuple[torch.Tensor, torch.Tensor, int, int]:
         """Make room for `new` tokens, which the caller writes and which count as stored from now on; after `takes`.
@@ -218,9 +221,9 @@ class DynamicSlidingLayer(DynamicLayer):
         own_values[:, :, begin:end] = values
         return own_keys[:, :, begin - old : end], own_values[:, :, begin - old : end]
 
-    def takes(self, rows: int, new: int, dtype: torch.dtype) -> bool:
+    def takes(self, shape: tuple[int, int, int], new: int, dtype: torch.dtype) -> bool:
         """See DynamicLayer.takes."""
-        return super().takes(rows, new, dtype) and self._end - self._first + new <= 2 * self.window
+        return super().takes(shape, new, dtype) and self._end - self._first + new <= 2 * self.window
 
     def slots(self, new: int) -> tuple[torch.Tensor, torch.Tensor, int, int]:
         """See DynamicLayer.slots."""

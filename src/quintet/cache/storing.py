@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from quintet.cache.base import Cache
 from quintet.cache.dynamic import DynamicCache, OffloadedCache
 from quintet.cache.encoder_decoder import EncoderDecoderCache
+from quintet.cache.int8 import Int8Cache, Int8Layer, head_size
 from quintet.cache.layered import CacheLayer, LayeredCache, layer_windows
 from quintet.cache.provenance import check_use, fingerprint
 from quintet.cache.quantized import PER_CHANNEL, QuantizedCache, QuantizedLayer
@@ -41,6 +42,7 @@ MAX_LAYERS = 10_000
 MAX_TOKENS = 2**40
 MAX_ROOM = 2**24  # of a StaticCache, whose memory is made when it is read
 SIDES = ("self_attention_cache", "cross_attention_cache")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 SETTINGS = ("q_group_size", "residual_length", "axis_key", "axis_value")
 
 AnyCache = TypeVar("AnyCache", bound=Cache)
@@ -79,6 +81,9 @@ def _describe(cache: Cache, prefix: str, tensors: Tensors) -> dict[str, Any]:
         about: dict[str, Any] = {"kind": "static", "max_cache_len": cache.max_cache_len}
     elif isinstance(cache, QuantizedCache):
         about = {"kind": "quantized", **{name: getattr(cache, name) for name in SETTINGS}}
+    elif isinstance(cache, Int8Cache):
+        dtype = next((layer.dtype for layer in cache.layers if isinstance(layer, Int8Layer) and layer.dtype), None)
+        about = {"kind": "int8", "dtype": None if dtype is None else str(dtype).removeprefix("torch.")}
     elif isinstance(cache, DynamicCache):
         about = {"kind": "offloaded" if isinstance(cache, OffloadedCache) else "dynamic"}
     else:
@@ -93,7 +98,7 @@ def _describe(cache: Cache, prefix: str, tensors: Tensors) -> dict[str, Any]:
 
 def _stored(layer: CacheLayer) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors of a layer by name; none of an empty one."""
-    parts = layer.parts if isinstance(layer, QuantizedLayer) else {"": layer}
+    parts = layer.parts if isinstance(layer, QuantizedLayer) else {"": getattr(layer, "store", layer)}
     for part, store in parts.items():
         for name in ("keys", "values"):
             tensor = getattr(store, name)
@@ -141,6 +146,7 @@ class _Reader:
     def __init__(self, path: Path, tensors: Tensors, config: Any, device: torch.device) -> None:
         self.path, self.tensors, self.config, self.device = path, tensors, config, device
         self.rows: int | None = None
+        self.dtype = torch.float32  # of the numbers of a cache of 8 bits
 
     def bad(self, what: str) -> CheckpointError:
         """Make the error for something that a saved cache never has."""
@@ -210,6 +216,11 @@ class _Reader:
             raise self.bad(f"{name} is {value!r}, but must be a whole number from {low} to {high}")
         return value
 
+    def _dtype(self, name: object) -> torch.dtype:
+        if name not in DTYPES:
+            raise self.bad(f"its numbers are of the type {name!r}, and one of {', '.join(DTYPES)} is needed")
+        return DTYPES[str(name)]
+
     def _windows(self, about: dict[str, Any]) -> list[int | None] | None:
         windows = about.get("windows")
         if windows is None:
@@ -237,6 +248,10 @@ class _Reader:
             )
         if kind == "dynamic":
             return DynamicCache(config=config)
+        if kind == "int8":
+            if count and about.get("dtype") is not None:
+                self.dtype = self._dtype(about["dtype"])
+            return Int8Cache(config=config)
         if kind == "offloaded":
             return OffloadedCache(config=config)
         if kind == "static" and config is not None:
@@ -295,6 +310,9 @@ class _Reader:
             self._fill_quantized(layer, prefix, length)
             return
         held = length if layer.window is None else min(length, layer.window - 1)
+        if isinstance(layer, Int8Layer):
+            self._fill_int8(layer, prefix, length, held)
+            return
         if isinstance(layer, StaticSlidingWindowLayer):
             held = min(held, layer.max_cache_len)
         keys = self._take(f"{prefix}keys", tokens=held)
@@ -304,6 +322,18 @@ class _Reader:
             layer.restore(keys, values, length)  # type: ignore[attr-defined]
         except (RuntimeError, MemoryError) as error:
             raise self.bad(f"it asks for more memory than there is ({str(error).splitlines()[0]})") from error
+
+    def _fill_int8(self, layer: Int8Layer, prefix: str, length: int, held: int) -> None:
+        keys = self._take(f"{prefix}keys", tokens=held, dtype=torch.int8)
+        values = self._take(f"{prefix}values", tokens=held, heads=keys.shape[1], dtype=torch.int8)
+        for name, stored in (("keys", keys), ("values", values)):
+            if not head_size(stored.shape[3]):
+                raise self.bad(
+                    f"'{prefix}{name}' has {stored.shape[3]} bytes in a head, which no number of codes takes"
+                )
+        layer.restore(keys, values, length, self.dtype)
+        assert layer.sample is not None, "it was just given"
+        self._check_heads(prefix, layer.sample)
 
     def _fill_quantized(self, layer: QuantizedLayer, prefix: str, length: int) -> None:
         keys = self._take(f"{prefix}recent.keys")

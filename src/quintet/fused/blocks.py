@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from quintet.cache import DynamicCache
+from quintet.cache import DynamicCache, Int8Cache, Int8Layer
 from quintet.cache.dynamic_layers import DynamicLayer
 from quintet.family import BlockMap
 from quintet.fused.cpu_linear import CpuConv1D, CpuLinear, twin
@@ -45,6 +45,8 @@ _CODES = {"relu": 0, "silu": 1, "swish": 1, "gelu": 2, "gelu_new": 3, "gelu_fast
 # Kind of a float32 weight that is stored (in, out), and up to how many rows native code reads such weights faster.
 STORED_BY_INPUT = 3
 ROWS_BY_INPUT = 2
+# Type of what a store holds, when it is that of Int8Layer.
+EIGHT_BITS = 3
 CODE_OF: dict[Any, int] = {ACTIVATIONS[name]: code for name, code in _CODES.items()}
 
 
@@ -73,7 +75,7 @@ class _Block(ctypes.Structure):
         *((name, _pointer) for name in ("down_blocks", "down_scales", "down_bias")),
         *(("keys", _pointer), ("values", _pointer), ("key_strides", _long * 3), ("value_strides", _long * 3)),
         *(("place", _long), ("padding", _pointer), ("padding_stride", _long), ("padding_length", _long)),
-        ("slot", _long),
+        *(("slot", _long), ("stored", _long)),
     ]
 
 
@@ -249,7 +251,7 @@ class _Plan:
         texts, tokens, width = x.shape
         if self._by_input and texts * tokens > ROWS_BY_INPUT:
             return None  # the modules are as fast
-        stores = _stores(cache, len(self.structs), x)
+        stores = _stores(cache, self.structs, x)
         if stores is None:
             return None
         masks = [_mask_of(mask, texts, tokens) for mask in step.masks]
@@ -271,6 +273,7 @@ class _Plan:
             keys, values, struct.place, struct.slot = layer.slots(tokens)
             struct.keys, struct.values = keys.data_ptr(), values.data_ptr()
             struct.key_strides[:], struct.value_strides[:] = keys.stride()[:3], values.stride()[:3]
+            struct.stored = EIGHT_BITS if keys.dtype == torch.int8 else call.type
             struct.window, struct.padding, struct.padding_stride, struct.padding_length = mask  # type: ignore[misc]
         x, out = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
         call.x, call.out, call.threads = x.data_ptr(), out.data_ptr(), torch.get_num_threads()
@@ -285,14 +288,15 @@ def _type(tensor: torch.Tensor) -> int:
         raise _Unfit from None
 
 
-def _stores(cache: DynamicCache, count: int, x: torch.Tensor) -> list[DynamicLayer] | None:
+def _stores(cache: DynamicCache, structs: Any, x: torch.Tensor) -> list[DynamicLayer | Int8Layer] | None:
     """The layers of a cache when all of them can be written to in place."""
     layers = cache.layers
-    if len(layers) != count:
+    if len(layers) != len(structs):
         return None
     found = []
-    for layer in layers:
-        if not isinstance(layer, DynamicLayer) or not layer.takes(x.shape[0], x.shape[1], x.dtype):
+    for layer, struct in zip(layers, structs, strict=True):
+        shape = (x.shape[0], struct.groups, struct.head)
+        if not isinstance(layer, (DynamicLayer, Int8Layer)) or not layer.takes(shape, x.shape[1], x.dtype):
             return None
         found.append(layer)
     return found
@@ -333,7 +337,9 @@ class FusedBlocks(nn.ModuleList):
     def run(self, x: torch.Tensor, step: Step) -> torch.Tensor | None:
         """Return what the blocks make of x, (B, T, E), or None when the modules have to do it."""
         cache = step.cache
-        if type(cache) is not DynamicCache or x.dim() != 3 or x.shape[0] * x.shape[1] > FEW_ROWS or self.training:
+        if not isinstance(cache, DynamicCache) or type(cache) not in (DynamicCache, Int8Cache) or self.training:
+            return None
+        if x.dim() != 3 or x.shape[0] * x.shape[1] > FEW_ROWS:
             return None
         if gradients_are_on() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
             return None

@@ -10,7 +10,15 @@ from typing import Any
 
 import torch
 
-from quintet.cache import Cache, DynamicCache, EncoderDecoderCache, OffloadedCache, QuantizedCache, StaticCache
+from quintet.cache import (
+    Cache,
+    DynamicCache,
+    EncoderDecoderCache,
+    Int8Cache,
+    OffloadedCache,
+    QuantizedCache,
+    StaticCache,
+)
 from quintet.cache.layered import LayeredCache
 from quintet.cache.provenance import fingerprint, other_model, other_type
 from quintet.cache.record import other_tokens
@@ -31,6 +39,7 @@ MAKERS: dict[str, Callable[[Any, int, dict[str, Any]], Cache]] = {
     "dynamic": lambda config, room, arguments: DynamicCache(config=config),
     "offloaded": lambda config, room, arguments: OffloadedCache(config=config, **arguments),
     "quantized": lambda config, room, arguments: QuantizedCache(config=config, **arguments),
+    "int8": lambda config, room, arguments: Int8Cache(config=config),
     "static": lambda config, room, arguments: _static(config, room, arguments, False),
     "offloaded_static": lambda config, room, arguments: _static(config, room, arguments, True),
 }

@@ -51,6 +51,7 @@ CACHES: dict[str, tuple[str, tuple[str, ...]]] = {
     "dynamic": ("dynamic", ()),
     "offloaded": ("offloaded", _MOVED),
     "quantized": ("quantized", _QUANTIZED),
+    "int8": ("int8", ()),
     "static": ("static", ("max_cache_len",)),
     "offloaded_static": ("offloaded_static", ("max_cache_len", *_MOVED)),
     # Older names: which layers have a window is read from the model.

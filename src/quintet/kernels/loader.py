@@ -21,7 +21,7 @@ LEVELS = ("avx512", "avx2", "neon", "portable")
 # Operations that the shared object has.
 NATIVE_OPS = ("matvec", "int8_linear", "int4_linear", "mxfp4_matvec", "mxfp4_experts", "blocks")
 # What the functions of the shared object must say they are; another one is of another version of quintet.
-VERSION = 4
+VERSION = 5
 PATH = Path(__file__).parent / "_cpu.so"
 # Up to so many rows weights are read once and unpacked on the way.
 FEW_ROWS = 8

@@ -1,0 +1,30 @@
+"""What the tests of the native step share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from quintet.fused.blocks import FusedBlocks
+
+sys.path.insert(0, str(Path(__file__).parent))  # for tiny_blocks
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
+    """For each step of decoding whether native code did it."""
+    done: list[bool] = []
+    plain = FusedBlocks.run
+
+    def run(self: FusedBlocks, x: torch.Tensor, step: Any) -> torch.Tensor | None:
+        out = plain(self, x, step)
+        done.append(out is not None)
+        return out
+
+    monkeypatch.setattr(FusedBlocks, "run", run)
+    yield done
