@@ -45,8 +45,7 @@ _CODES = {"relu": 0, "silu": 1, "swish": 1, "gelu": 2, "gelu_new": 3, "gelu_fast
 # Kind of a float32 weight that is stored (in, out), and up to how many rows native code reads such weights faster.
 STORED_BY_INPUT = 3
 ROWS_BY_INPUT = 2
-# Type of what a store holds, when it is that of Int8Layer.
-EIGHT_BITS = 3
+EIGHT_BITS = 3  # type of what an Int8Layer holds
 CODE_OF: dict[Any, int] = {ACTIVATIONS[name]: code for name, code in _CODES.items()}
 
 
@@ -328,7 +327,6 @@ class FusedBlocks(nn.ModuleList):
 
     block_map: BlockMap
     _plan: _Plan | None = None
-    _plain: bool = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the plan, whose pointers belong to this process and to these tensors."""
@@ -388,8 +386,7 @@ def fuse_blocks(model: nn.Module, block_map: BlockMap | None, kinds: tuple[str, 
         block_map: How its blocks are built; None leaves it alone.
         kinds: Names of the classes of its blocks.
     """
-    native = library()
-    if block_map is None or native is None:
+    if block_map is None or library() is None:
         return SwapReport()
 
     def fused(module: nn.Module) -> nn.Module | None:
