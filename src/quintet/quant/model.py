@@ -123,7 +123,13 @@ class Quantized(LoadSave):
             plain = [path for path in linears_of(self, head) if path not in packed]
             ignored = plain + list(experts_of(self))
             ignored += [path for path, module in self.named_modules() if isinstance(module, PackedExperts)]
-            self.config.quantization_config = linears.to_dict(ignored, (head or "lm_head").rpartition(".")[2])
+            # readers of other libraries call the head of every family lm_head
+            names = dict.fromkeys(((head or "lm_head").rpartition(".")[2], "lm_head"))
+            if head in ignored:
+                ignored += [name for name in names if name not in ignored]
+            self.config.quantization_config = linears.to_dict(
+                ignored, next(iter(names)) if len(names) == 1 else f"({'|'.join(names)})"
+            )
         elif any(isinstance(module, PackedExperts) for module in self.modules()):
             self.config.quantization_config = (experts or Mxfp4Config()).to_dict()
         elif hasattr(self.config, "quantization_config"):
