@@ -1,4 +1,4 @@
-"""Put the tables of docs/benchmarks.md between their marks, from the JSON lines: no figure is typed by hand.
+"""Put the tables of a page (docs/benchmarks.md) between their marks, from the JSON lines: no figure is typed by hand.
 
 The newest result of each kind counts. `--check` changes nothing and fails when the page differs from the results.
 """
@@ -36,6 +36,7 @@ KEYS = {
     "gpt_oss_20b": ("model",),
     "tokenizers": ("vocabulary", "what"),
     "generation": ("what",),
+    "quantization": ("format",),
 }
 
 
@@ -107,6 +108,14 @@ def against(name: str) -> Column:
 def precise(value: float) -> str:
     """As `number`, with three digits also below one: loading takes hundredths of a second."""
     return number(value) if value >= 1 else f"{value:.3f}"
+
+
+def within(record: Record, model: str | None, field: str, style: str, unit: float = 1) -> str:
+    """Write a field of one model (None: the first there is), empty where it was not measured."""
+    models = record["models"]
+    facts = next(iter(models.values())) if model is None else models.get(model, {})
+    value = facts.get(field)
+    return "" if value is None else style.format(round(value * unit, 3) + 0.0)  # not "-0.00"
 
 
 # Ways that benchmarks/kernels.py compares.
@@ -268,6 +277,17 @@ TABLES: dict[str, list[Column]] = {
         ("what", lambda r: f"{r['what']}, {r['unit']}"),
         *map(speed, ("quintet", "transformers", "tokenizers", "tiktoken")),
         ("times faster than transformers", lambda r: f"**{r['ratio']['transformers']:.2f}**"),
+    ],
+    "quantization": [
+        ("format", lambda r: r["format"]),
+        ("bits", lambda r: within(r, None, "bits_per_number", "{:.2f}")),
+        ("file, MB", lambda r: within(r, "storyteller", "file_bytes", "{:.2f}", 1e-6)),
+        ("perplexity", lambda r: within(r, "storyteller", "perplexity", "{:.3f}")),
+        ("change, %", lambda r: within(r, "storyteller", "change_percent", "{:+.2f}")),
+        ("±", lambda r: within(r, "storyteller", "change_error_percent", "{:.2f}")),
+        ("divergence, 0.001 nats", lambda r: within(r, "storyteller", "divergence_nats", "{:.2f}", 1e3)),
+        ("logits of Seed-OSS, %", lambda r: within(r, "seed-oss-1.5b", "logits_error", "{:.2f}", 100)),
+        ("logits of gpt-oss, %", lambda r: within(r, "gpt-oss-20b", "logits_error", "{:.2f}", 100)),
     ],
     "baselines": [("what", lambda r: r["what"]), ("bits per byte", lambda r: f"{r['bpb']:.3f}")],
 }

@@ -31,7 +31,7 @@ PLAN = (
     ("storyteller_baselines.py",),
 )
 # Minutes each, and gigabytes of disk: only when named with --only.
-LARGE = (("growth.py",), ("families.py",), ("gpt_oss_20b.py",))
+LARGE = (("quantization.py",), ("growth.py",), ("families.py",), ("gpt_oss_20b.py",))
 
 
 def forget(benchmarks: set[str], results: Path) -> None:

@@ -43,7 +43,9 @@ def test_the_import_rule_on_the_page_is_the_one_that_is_tested() -> None:
     assert on_page == [row - hidden for row in rows if row - hidden]
 
 
-@pytest.mark.parametrize("page", ["architecture.md", "differences.md", "adding_a_model.md", "generation.md"])
+@pytest.mark.parametrize(
+    "page", ["architecture.md", "differences.md", "adding_a_model.md", "generation.md", "quantization.md"]
+)
 def test_links_lead_somewhere(page: str) -> None:
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)\)", text):

@@ -157,6 +157,28 @@ def test_families_in_processes_of_their_own(tmp_path: Path) -> None:
     assert 0 < record["file_mib"] < 1
 
 
+def test_quantization(data_dir: Path) -> None:
+    sizes = ("--tokens", "512", "--row", "8", "--calibration", "512", "--threads", "1")
+    env = {"QUINTET_DATA": str(data_dir)}
+    records = run("quantization.py", "--models", "storyteller,tiny", "--formats", "128", *sizes, env=env)
+    assert sum("act8" in record["format"] for record in records) == len(records) / 2 == 5
+    for record in records:
+        teller, tiny = record["models"]["storyteller"], record["models"].get("tiny")
+        bits = 8 if record["format"].startswith("int8") else 4
+        assert bits < teller["bits_per_number"] < bits + 0.2
+        assert (tiny is None) == ("calibrated" in record["format"]) and (tiny is None or 0 < tiny["logits_error"] < 0.5)
+        assert teller["tokens"] == 511 and teller["perplexity"] > 1 and 3e6 < teller["file_bytes"] < 7e6
+        assert 0 < teller["divergence_nats"] < 0.1
+    text = load("report").table("quantization", records)
+    assert f"| int8, groups of 128 | 8.12 | {records[0]['models']['storyteller']['file_bytes'] / 1e6:.2f} |" in text
+
+
+def test_quantization_without_texts(tmp_path: Path) -> None:
+    options = ("--models", "storyteller,tiny", "--formats", "mxfp4, the rest int8, act8", "--row", "8")
+    (record,) = run("quantization.py", *options, env={"QUINTET_DATA": str(tmp_path / "none")})
+    assert list(record["models"]) == ["tiny"] and 0 < record["models"]["tiny"]["logits_error"] < 0.3
+
+
 def test_report_fills_the_page_and_checks_it(results: list[dict], tmp_path: Path) -> None:
     lines, page = tmp_path / "results.jsonl", tmp_path / "page.md"
     older = {**results[0], "ratio": 99.0}
@@ -179,7 +201,8 @@ def test_report_fills_the_page_and_checks_it(results: list[dict], tmp_path: Path
 def test_every_table_has_a_place_on_the_page_and_the_page_is_current() -> None:
     report = load("report")
     page = (report.DOCS / "benchmarks.md").read_text(encoding="utf-8")
-    assert all(f"<!-- table: {name} -->" in page for name in report.KEYS)
+    others = (report.DOCS / "quantization.md").read_text(encoding="utf-8")
+    assert all(f"<!-- table: {name} -->" in page + others for name in report.KEYS)
     stored = report.DOCS / "benchmarks.jsonl"
     lines = stored.read_text(encoding="utf-8").splitlines() if stored.exists() else []
     assert report.fill(page, report.newest(lines)) == page, "run python benchmarks/report.py"
@@ -282,7 +305,7 @@ def test_model_nats_counts_every_token_once(tiny_gpt2: Path, monkeypatch: pytest
     assert module.model_nats(model, tokens, window=16, stride=1) == pytest.approx(wanted, rel=1e-5)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/benchmarks.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/benchmarks.md", "docs/quantization.md"])
 def test_the_pages_print_what_was_measured(page: str) -> None:
     command = [sys.executable, str(FOLDER / "report.py"), "--page", str(FOLDER.parent / page), "--check"]
     assert subprocess.run(command).returncode == 0
