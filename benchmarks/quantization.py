@@ -8,7 +8,7 @@ experts of its 32, all chosen) with random weights: the root of the squared diff
 root of their squares.
 
 `nf4` and `fp4` are bitsandbytes' and are measured where it is installed. `act8` is `activations="int8"`, by its
-definition: what a packed layer is given is rounded to 8 bits in groups of 32, whatever computes it then; of experts also
+definition: what a packed layer is given is rounded to 8 bits in groups of 32, whatever computes it; of experts also
 what is between their two layers.
 """
 

@@ -21,7 +21,7 @@ from quintet.quant.foreign_config import BitsAndBytesConfig, TorchAoConfig, bits
 from quintet.quant.linears import linears_of
 from quintet.quant.sources import ChangedSource, QuantizeReport, is_skipped
 
-__all__ = ["dequantize_foreign", "fit_foreign", "foreign_of", "pack_foreign"]
+__all__ = ["check_installed", "dequantize_foreign", "fit_foreign", "foreign_of", "pack_foreign"]
 
 Finish = Callable[[nn.Module], None]
 
@@ -41,6 +41,18 @@ def _method(module: nn.Module) -> str | None:
 
 class TorchAoLinear(nn.Linear):
     """A linear layer whose weight is a tensor of torchao's; a type of its own, so that no twin takes its memory."""
+
+
+def check_installed(config: BitsAndBytesConfig | TorchAoConfig) -> None:
+    """Check that the package that packs is there.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
+    if isinstance(config, BitsAndBytesConfig):
+        bitsandbytes()
+    else:
+        torchao()
 
 
 def pack_foreign(model: nn.Module, config: BitsAndBytesConfig | TorchAoConfig, report: QuantizeReport) -> None:

@@ -15,7 +15,7 @@ from quintet.errors import CheckpointError, ConfigError
 from quintet.quant.calibration import PartStore, calibration_rows
 from quintet.quant.config import IntegerConfig, Mxfp4Config, Quantization, parse_quantization, parse_short
 from quintet.quant.experts import dequantize_experts, experts_of, fit_experts, quantize_experts
-from quintet.quant.foreign import TorchAoLinear, dequantize_foreign, fit_foreign, pack_foreign
+from quintet.quant.foreign import TorchAoLinear, check_installed, dequantize_foreign, fit_foreign, pack_foreign
 from quintet.quant.foreign_config import BitsAndBytesConfig, TorchAoConfig
 from quintet.quant.linears import (
     dequantize_linears,
@@ -51,6 +51,8 @@ class Quantized(LoadSave):
                     "Settings go into quantization_config=IntegerConfig(...)."
                 )
             asked = parse_short(quantization, owner)
+        if asked.foreign is not None:
+            check_installed(asked.foreign)  # before anything is read
         if dequantize is None:
             return asked
         if not isinstance(dequantize, bool):
