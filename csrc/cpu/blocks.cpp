@@ -6,6 +6,7 @@
 #include <cstring>
 #include <vector>
 
+#include "arena.h"
 #include "blocks.h"
 #include "threads.h"
 
@@ -23,7 +24,6 @@ int quintet_mxfp4_experts(int type, int64_t rows, int64_t experts, int64_t chose
 }
 
 namespace quintet {
-namespace {
 
 const Inner* inner_of(const char* name) {
 #if defined(QUINTET_X86)
@@ -35,26 +35,8 @@ const Inner* inner_of(const char* name) {
     return &portable_inner;
 }
 
-// Memory of one call, kept for the next one of the same thread.
-struct Arena {
-    char* memory = nullptr;
-    size_t size = 0, used = 0;
-    ~Arena() { std::free(memory); }
-    bool reset(size_t wanted) {
-        used = 0;
-        if (wanted <= size) return true;
-        std::free(memory);
-        size = (wanted + 4095) / 4096 * 4096;
-        memory = static_cast<char*>(std::aligned_alloc(64, size));
-        if (!memory) size = 0;
-        return memory != nullptr;
-    }
-    void* take(size_t bytes) {
-        void* made = memory + used;
-        used += (bytes + 63) / 64 * 64;
-        return made;
-    }
-};
+namespace {
+
 thread_local Arena arena;
 
 struct Columns { const Inner* inner; const Linear* weight; int64_t rows; const float* x; float *out, *partial; };

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "attention.h"
 #include "kernels.h"
 
 namespace quintet {
@@ -112,7 +113,17 @@ struct Inner {
     // and their sum, by ranges of outputs
     void (*columns)(const Linear&, int64_t rows, const float* x, float* partial, int64_t begin, int64_t end);
     void (*columns_sum)(const Linear&, int64_t rows, const float* partial, float* out, int64_t begin, int64_t end);
+    // Many tokens: bytes of a packed block of keys and values; blocks to pack, pairs * count of them; and blocks of rows
+    int64_t (*attention_bytes)(int type, int64_t head);
+    void (*attention_pack)(const Attention&, int64_t begin, int64_t end);
+    void (*attention_rows)(const Attention&, int64_t begin, int64_t end);
+    // A few: pieces of keys, B * T * G * count of them; and their sums, B * T * G
+    void (*attention_pieces)(const Attention&, int64_t begin, int64_t end);
+    void (*attention_joined)(const Attention&, int64_t begin, int64_t end);
 };
+
+// By the name of a level, see library.cpp.
+const Inner* inner_of(const char* name);
 
 extern const Inner portable_inner;
 extern const Inner avx2_inner;

@@ -463,9 +463,3 @@ void columns_sum_all(const Linear& m, int64_t rows, const float* partial, float*
 
 }  // namespace
 }  // namespace quintet
-
-#define QUINTET_INNER(level)                                                                                         \
-    namespace quintet {                                                                                              \
-    const Inner level##_inner = {#level,    norm_all,   norm_wide_all, widen_all,    narrow_all, add_all,            \
-                                 rotate_one, encode_all, attend_range, activate_all, softmax_all, columns_all, columns_sum_all};     \
-    }

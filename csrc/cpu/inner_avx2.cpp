@@ -1,5 +1,27 @@
 // Between the products, level "avx2".
 #include "inner_f16c.h"
-#include "inner.h"
+
+namespace quintet {
+namespace {
+
+struct Lanes {
+    using vec = __m256;
+    static constexpr int width = 8, rows = 6, columns = 2;  // 12 sums in 16 registers
+    static vec set1(float value) { return _mm256_set1_ps(value); }
+    static vec load(const float* from) { return _mm256_loadu_ps(from); }
+    static void store(float* to, vec value) { _mm256_storeu_ps(to, value); }
+    static vec fma(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }
+    static vec largest(vec a, vec b) { return _mm256_max_ps(a, b); }  // b where one is no number
+    // p times 2 to the whole number in the last bits of `moved`; 0 where y, which is that, is below -126
+    static vec scaled(vec p, vec moved, vec y) {
+        const __m256i bits = _mm256_add_epi32(_mm256_castps_si256(p), _mm256_slli_epi32(_mm256_castps_si256(moved), 23));
+        return _mm256_and_ps(_mm256_castsi256_ps(bits), _mm256_cmp_ps(y, _mm256_set1_ps(-126.0f), _CMP_NLT_UQ));
+    }
+};
+
+}  // namespace
+}  // namespace quintet
+
+#include "attention_body.h"
 
 QUINTET_INNER(avx2)

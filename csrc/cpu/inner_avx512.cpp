@@ -1,5 +1,27 @@
 // Between the products, level "avx512".
 #include "inner_f16c.h"
-#include "inner.h"
+
+namespace quintet {
+namespace {
+
+struct Lanes {
+    using vec = __m512;
+    static constexpr int width = 16, rows = 12, columns = 2;  // 24 sums in 32 registers
+    static vec set1(float value) { return _mm512_set1_ps(value); }
+    static vec load(const float* from) { return _mm512_loadu_ps(from); }
+    static void store(float* to, vec value) { _mm512_storeu_ps(to, value); }
+    static vec fma(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
+    static vec largest(vec a, vec b) { return _mm512_max_ps(a, b); }  // b where one is no number
+    // p times 2 to the whole number in the last bits of `moved`; 0 where y, which is that, is below -126
+    static vec scaled(vec p, vec moved, vec y) {
+        const __m512i bits = _mm512_add_epi32(_mm512_castps_si512(p), _mm512_slli_epi32(_mm512_castps_si512(moved), 23));
+        return _mm512_castsi512_ps(_mm512_maskz_mov_epi32(_mm512_cmp_ps_mask(y, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ), bits));
+    }
+};
+
+}  // namespace
+}  // namespace quintet
+
+#include "attention_body.h"
 
 QUINTET_INNER(avx512)

@@ -49,9 +49,34 @@ inline void narrow_fp16(const float* from, Loose16* to, int64_t count) {
     for (int64_t i = 0; i < count; ++i) to[i] = to_fp16(from[i]);
 }
 
+// Four numbers as one: most CPUs have such vectors.
+struct Lanes {
+    typedef float vec __attribute__((vector_size(16)));
+    typedef int32_t whole __attribute__((vector_size(16)));
+    static constexpr int width = 4, rows = 6, columns = 2;
+    static vec set1(float value) { return vec{value, value, value, value}; }
+    static vec load(const float* from) {
+        vec value;
+        std::memcpy(&value, from, sizeof value);
+        return value;
+    }
+    static void store(float* to, vec value) { std::memcpy(to, &value, sizeof value); }
+    static vec fma(vec a, vec b, vec c) { return a * b + c; }
+    static vec largest(vec a, vec b) {  // b where one is no number
+        const whole more = a > b;
+        return vec((whole(a) & more) | (whole(b) & ~more));
+    }
+    // p times 2 to the whole number in the last bits of `moved`; 0 where y, which is that, is below -126
+    static vec scaled(vec p, vec moved, vec y) {
+        typedef uint32_t bits __attribute__((vector_size(16)));
+        const whole below = y < set1(-126.0f);
+        return vec(whole(bits(p) + (bits(moved) << 23)) & ~below);
+    }
+};
+
 }  // namespace
 }  // namespace quintet
 
-#include "inner.h"
+#include "attention_body.h"
 
 QUINTET_INNER(portable)

@@ -10,16 +10,6 @@ using namespace quintet;
 
 namespace {
 
-const Inner* inner_of(const char* level) {
-#if defined(QUINTET_X86)
-    if (!std::strcmp(level, "avx512")) return &avx512_inner;
-    if (!std::strcmp(level, "avx2")) return &avx2_inner;
-#elif defined(QUINTET_NEON)
-    if (!std::strcmp(level, "neon")) return &neon_inner;
-#endif
-    return &portable_inner;
-}
-
 struct Checks {
     const Inner& inner;
     Random random;
