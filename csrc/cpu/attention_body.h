@@ -179,8 +179,9 @@ void pack_block(const Attention& a, int64_t unit) {
             if (first + k < count) P::row(c.type, at(c, c.stored, c.key_strides, text, group, begin + first + k), c.head, rows + k * sizes.key);
             else std::memset(rows + k * sizes.key, 0, size_t(sizes.key) * 4);
         }
-        for (int64_t w = 0; w < sizes.key; ++w)
-            for (int64_t k = 0; k < PANEL; ++k) keys[w * PANEL + k] = rows[k * sizes.key + w];
+        for (int64_t w = 0; w < sizes.key; w += WIDTH)
+            for (int64_t k = 0; k < PANEL; k += WIDTH)
+                Lanes::turn(rows + k * sizes.key + w, sizes.key, sizes.key - w, keys + w * PANEL + k, PANEL);
     }
     std::memset(rows, 0, size_t(length) * 4);
     constexpr int64_t steps = KEY_BLOCK / P::numbers;
@@ -381,13 +382,9 @@ void piece_unit(const Attention& a, int64_t unit) {
         for (int64_t k = count; k < filled; ++k) own[k] = HIDDEN;
         Vec top = Lanes::load(own), total = Lanes::set1(0);
         for (int64_t k = WIDTH; k < filled; k += WIDTH) top = Lanes::largest(top, Lanes::load(own + k));
-        const float largest = largest_of(top);
-        if (largest == HIDDEN) {
-            std::memset(own, 0, size_t(count) * 4);
-            continue;
-        }
+        const float largest = largest_of(top), base = largest == HIDDEN ? 0 : largest;
         for (int64_t k = 0; k < filled; k += WIDTH) {
-            const Vec share = power(Lanes::load(own + k) - Lanes::set1(largest));
+            const Vec share = power(Lanes::load(own + k) - Lanes::set1(base));
             Lanes::store(own + k, share);
             total += share;
         }

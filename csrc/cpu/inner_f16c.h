@@ -13,6 +13,10 @@ inline float from_fp16(uint16_t bits) { return _cvtsh_ss(bits); }
 
 inline void widen_fp16(const Loose16* from, float* to, int64_t count) {
     int64_t i = 0;
+#if defined(__AVX512F__)
+    for (; i + 16 <= count; i += 16)
+        _mm512_storeu_ps(to + i, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i))));
+#endif
     for (; i + 8 <= count; i += 8)
         _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
     for (; i < count; ++i) to[i] = _cvtsh_ss(from[i]);

@@ -39,6 +39,11 @@ struct Lanes {
     static void store(float* to, vec value) { vst1q_u8(reinterpret_cast<uint8_t*>(to), vreinterpretq_u8_f32(value)); }
     static vec fma(vec a, vec b, vec c) { return vfmaq_f32(c, a, b); }
     static vec largest(vec a, vec b) { return vmaxq_f32(a, b); }
+    // `width` rows of words, of which `count` are given, as columns
+    static void turn(const uint32_t* rows, int64_t stride, int64_t count, uint32_t* to, int64_t to_stride) {
+        for (int64_t i = 0; i < count && i < width; ++i)
+            for (int64_t row = 0; row < width; ++row) to[i * to_stride + row] = rows[row * stride + i];
+    }
     // p times 2 to the whole number in the last bits of `moved`; 0 where y, which is that, is below -126
     static vec scaled(vec p, vec moved, vec y) {
         const uint32x4_t bits = vaddq_u32(vreinterpretq_u32_f32(p), vshlq_n_u32(vreinterpretq_u32_f32(moved), 23));

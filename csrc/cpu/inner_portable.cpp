@@ -66,6 +66,11 @@ struct Lanes {
         const whole more = a > b;
         return vec((whole(a) & more) | (whole(b) & ~more));
     }
+    // `width` rows of words, of which `count` are given, as columns
+    static void turn(const uint32_t* rows, int64_t stride, int64_t count, uint32_t* to, int64_t to_stride) {
+        for (int64_t i = 0; i < count && i < width; ++i)
+            for (int64_t row = 0; row < width; ++row) to[i * to_stride + row] = rows[row * stride + i];
+    }
     // p times 2 to the whole number in the last bits of `moved`; 0 where y, which is that, is below -126
     static vec scaled(vec p, vec moved, vec y) {
         typedef uint32_t bits __attribute__((vector_size(16)));

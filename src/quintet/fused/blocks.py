@@ -3,7 +3,8 @@
 What lies between the products of a small model costs as much as the products: norms, rotations, attention, activations
 and the dispatch of each. `FusedBlocks` is the twin of a model's list of blocks. For every step it makes sure that the
 plan it made still says what the modules are (weights that moved, modules that were exchanged, hooks), makes room in the
-cache, and lets native code (`csrc/cpu/blocks.cpp`) do the rest. A step that asks for more goes through the modules.
+cache, and lets native code (`csrc/cpu/blocks.cpp`) do the rest. A step that asks for more, and every longer one, goes
+through the modules, with native attention where they would take torch's.
 
 A family says how its blocks are built with a `family.BlockMap`. Letters as in `csrc/cpu/blocks.h`.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from dataclasses import replace
 from operator import attrgetter
 from typing import Any
 
@@ -351,6 +353,14 @@ class FusedBlocks(nn.ModuleList):
     def fits(self, dtype: torch.dtype) -> bool:
         """Whether native code knows the blocks, with activations of that type."""
         return dtype in TYPES and self._planned(dtype) is not None
+
+    def told(self, step: Step) -> Step:
+        """Return what the modules are told of a step: native attention where they would take torch's."""
+        if step.backend != "sdpa" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return step
+        if torch.is_autocast_enabled("cpu"):  # which chooses the types that torch's attention computes in
+            return step
+        return replace(step, backend="native")
 
     def _planned(self, dtype: torch.dtype) -> _Plan | None:
         plan = self._plan

@@ -23,7 +23,7 @@ class Step:
     Args:
         masks: For each layer, which token sees which.
         cache: Store that attention appends to; None for no cache.
-        backend: Attention backend, a key of `layers.attention.BACKENDS`.
+        backend: Attention backend, a key of `layers.attention.BACKENDS`, or "native" in the place of "sdpa".
         output_attentions: Whether attention weights are wanted; they are then put into `attentions`.
         output_router_logits: Whether the scores of the experts are wanted; they are then put into `router_logits`.
         rope: cos and sin of the new tokens' positions, each (B or 1, T, R); None for learned positions.
@@ -66,6 +66,8 @@ def run_blocks(
         done: torch.Tensor | None = run(x, step)
         if done is not None:
             return done, []
+    told = getattr(blocks, "told", None)  # of the same twin
+    step = step if told is None else told(step)
     states: list[torch.Tensor] = [x] if collect else []
     for block in blocks:
         result: Any = checkpoint(block, x, step, use_reentrant=False) if checkpointing else block(x, step)

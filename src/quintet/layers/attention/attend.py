@@ -11,6 +11,7 @@ from functools import cache
 import torch
 
 from quintet.layers.attention.eager import Output
+from quintet.layers.attention.native import native
 from quintet.layers.attention.table import BACKENDS
 from quintet.layers.masks import MaskSpec
 from quintet.layers.step import Step
@@ -96,7 +97,8 @@ def _run(
         if backend != "eager" and step.output_attentions and not torch.compiler.is_compiling():
             _warn_that_eager_steps_in()
         backend = "eager"
-    return BACKENDS[backend](q, k, v, mask, scale=scale, dropout=dropout, upcast=upcast, sinks=sinks)
+    run = native if backend == "native" else BACKENDS[backend]
+    return run(q, k, v, mask, scale=scale, dropout=dropout, upcast=upcast, sinks=sinks)
 
 
 @cache  # once for a process

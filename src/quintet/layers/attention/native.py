@@ -1,0 +1,48 @@
+"""Attention by the native kernel, where it takes the call and is the fastest; otherwise by torch's.
+
+Nobody asks for it by name: the twin of a list of blocks (`fused/blocks.py`) has it take the place of `sdpa`.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from quintet.kernels.attention import native_attention, pays
+from quintet.layers.attention.eager import Output
+from quintet.layers.attention.sdpa import sdpa
+from quintet.layers.masks import MaskSpec
+
+__all__ = ["native"]
+
+
+def native(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: MaskSpec,
+    *,
+    scale: float,
+    dropout: float,
+    upcast: bool,
+    sinks: torch.Tensor | None,
+) -> Output:
+    """Attention without gradients, dropout and masks of the caller; `sdpa` does what is left. No weights."""
+    if not dropout and not torch.is_grad_enabled() and not torch.compiler.is_compiling() and pays(q, k):
+        out = _attend(q, k, v, mask, scale, sinks)
+        if out is not None:
+            return out, None
+    return sdpa(q, k, v, mask, scale=scale, dropout=dropout, upcast=upcast, sinks=sinks)
+
+
+def _attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: MaskSpec, scale: float, sinks: torch.Tensor | None
+) -> torch.Tensor | None:
+    """The kernel's result, or None for rules that it does not know."""
+    if mask.given is not None or not isinstance(mask.past, int) or not isinstance(mask.offset, int):
+        return None
+    if mask.causal and mask.past - mask.offset + mask.queries != mask.keys:
+        return None  # keys behind those of the queries
+    padding = None
+    if mask.padding is not None:
+        padding = mask.once(("real keys", q.device), lambda: mask.real_keys(q.device))  # (B, K)
+    return native_attention(q, k, v, scale, mask.causal, mask.window, padding, sinks)
