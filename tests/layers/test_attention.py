@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from quintet.layers.attention import BACKENDS, attend, rules, sdpa, usable_backends
+from quintet.kernels.loader import library
+from quintet.layers.attention import BACKENDS, attend, native, rules, sdpa, usable_backends
 from quintet.layers.masks import MaskSpec
 from quintet.layers.step import Step
 
@@ -178,6 +179,30 @@ def test_equals_the_definition(backend: str, mask: str, groups: int, sinks: bool
         got = run(backend, x, MASKS[mask]())
         assert got.dtype == dtype and got.shape == x.q.shape
         close(got, reference(x, MASKS[mask]()), bound)
+
+
+@pytest.mark.skipif(library() is None, reason="no native kernels")
+@pytest.mark.parametrize("sinks", [False, True], ids=["plain", "sinks"])
+@pytest.mark.parametrize("groups", [8, 2])
+@pytest.mark.parametrize("mask", MASKS)
+def test_native_attention_equals_the_definition(
+    mask: str, groups: int, sinks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it does not take goes to sdpa: masks of the caller, caches of fixed shape, padding without causality."""
+    given_up: list[str] = []
+    monkeypatch.setattr(native, "pays", lambda q, k: True)
+    monkeypatch.setattr(native, "sdpa", lambda *args, **options: given_up.append(mask) or sdpa.sdpa(*args, **options))
+    for dtype, bound in BOUNDS.items():
+        x = inputs(MASKS[mask](), groups, sinks, dtype)
+        given_up.clear()
+        with torch.no_grad():
+            got = native.native(x.q, x.k, x.v, MASKS[mask](), scale=SCALE, dropout=0.0, upcast=False, sinks=x.sinks)[0]
+        close(got, reference(x, MASKS[mask]()), bound)
+        others = mask.startswith(("bool", "float", "fixed")) or mask == "encoder-padded" or dtype == torch.float64
+        assert bool(given_up) == others
+    with torch.enable_grad():
+        native.native(x.q, x.k, x.v, MASKS[mask](), scale=SCALE, dropout=0.0, upcast=False, sinks=x.sinks)
+    assert given_up, "gradients are torch's"
 
 
 @pytest.mark.parametrize("mask", MASKS)
