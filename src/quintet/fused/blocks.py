@@ -3,8 +3,7 @@
 What lies between the products of a small model costs as much as the products: norms, rotations, attention, activations
 and the dispatch of each. `FusedBlocks` is the twin of a model's list of blocks. For every step it makes sure that the
 plan it made still says what the modules are (weights that moved, modules that were exchanged, hooks), makes room in the
-cache, and lets native code (`csrc/cpu/blocks.cpp`) do the rest. A step that asks for more, and every longer one, goes
-through the modules, with native attention where they would take torch's.
+cache, and lets native code (`csrc/cpu/blocks.cpp`) do the rest. A step that asks for more goes through the modules.
 
 A family says how its blocks are built with a `family.BlockMap`. Letters as in `csrc/cpu/blocks.h`.
 """
@@ -13,7 +12,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from dataclasses import replace
 from operator import attrgetter
 from typing import Any
 
@@ -29,6 +27,7 @@ from quintet.fused.notice import gradients_are_on
 from quintet.kernels.linear import TYPES
 from quintet.kernels.loader import FEW_ROWS, check, library
 from quintet.layers.activations import ACTIVATIONS
+from quintet.layers.attention.native import with_native
 from quintet.layers.conv1d import Conv1D
 from quintet.layers.experts import TopKRouter
 from quintet.layers.masks import MaskSpec
@@ -354,13 +353,7 @@ class FusedBlocks(nn.ModuleList):
         """Whether native code knows the blocks, with activations of that type."""
         return dtype in TYPES and self._planned(dtype) is not None
 
-    def told(self, step: Step) -> Step:
-        """Return what the modules are told of a step: native attention where they would take torch's."""
-        if step.backend != "sdpa" or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return step
-        if torch.is_autocast_enabled("cpu"):  # which chooses the types that torch's attention computes in
-            return step
-        return replace(step, backend="native")
+    told = staticmethod(with_native)  # what its modules are told of a step
 
     def _planned(self, dtype: torch.dtype) -> _Plan | None:
         plan = self._plan

@@ -5,14 +5,26 @@ Nobody asks for it by name: the twin of a list of blocks (`fused/blocks.py`) has
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from quintet.kernels.attention import native_attention, pays
 from quintet.layers.attention.eager import Output
 from quintet.layers.attention.sdpa import sdpa
 from quintet.layers.masks import MaskSpec
+from quintet.layers.step import Step
 
-__all__ = ["native"]
+__all__ = ["native", "with_native"]
+
+
+def with_native(step: Step) -> Step:
+    """Return a step with native attention in the place of torch's, where nobody asked for another and it may be."""
+    if step.backend != "sdpa" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return step
+    if torch.is_autocast_enabled("cpu"):  # which chooses the types that torch's attention computes in
+        return step
+    return replace(step, backend="native")
 
 
 def native(
