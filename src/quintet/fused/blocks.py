@@ -328,6 +328,7 @@ class FusedBlocks(nn.ModuleList):
 
     block_map: BlockMap
     _plan: _Plan | None = None
+    told = staticmethod(with_native)  # what the modules are told of a step
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the plan, whose pointers belong to this process and to these tensors."""
@@ -338,9 +339,8 @@ class FusedBlocks(nn.ModuleList):
         cache = step.cache
         if not isinstance(cache, DynamicCache) or type(cache) not in (DynamicCache, Int8Cache) or self.training:
             return None
-        if x.dim() != 3 or x.shape[0] * x.shape[1] > FEW_ROWS:
-            return None
-        if gradients_are_on() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        small = x.dim() == 3 and x.shape[0] * x.shape[1] <= FEW_ROWS
+        if not small or gradients_are_on() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
             return None
         if step.output_attentions or step.output_router_logits or step.head_mask is not None:
             return None
@@ -352,8 +352,6 @@ class FusedBlocks(nn.ModuleList):
     def fits(self, dtype: torch.dtype) -> bool:
         """Whether native code knows the blocks, with activations of that type."""
         return dtype in TYPES and self._planned(dtype) is not None
-
-    told = staticmethod(with_native)  # what its modules are told of a step
 
     def _planned(self, dtype: torch.dtype) -> _Plan | None:
         plan = self._plan
