@@ -52,6 +52,14 @@ def test_what_computes_plain_weights(dtype: torch.dtype) -> None:
         assert found["blocks"] == (2, "in one native call for steps of up to 8 tokens, else one by one as below")
 
 
+def test_what_computes_attention() -> None:
+    model = GPT2LMHeadModel(tiny()).eval()
+    how = f"native {LEVEL} where it is faster, else sdpa" if NATIVE else "sdpa"
+    assert by_kind(model)["attentions"] == (2, how)
+    model.set_attn_implementation("eager")
+    assert by_kind(model)["attentions"] == (2, "eager")
+
+
 def test_what_computes_packed_weights() -> None:
     model = GptOssForCausalLM(tiny_experts()).eval()
     found = by_kind(model)
@@ -83,7 +91,7 @@ def test_what_is_foretold_is_what_comes(family: str, packing: str | None) -> Non
 
 def test_plain_modules_are_said_to_be_plain() -> None:
     model = GptOssForCausalLM(tiny_experts())
-    assert {one.how for one in computed_by(model, torch.float32)} == {"plain modules, torch"}
+    assert {one.how for one in computed_by(model, torch.float32)} == {"plain modules, torch", "sdpa"}
     assert computed_by(nn.Sequential(nn.LayerNorm(2)), torch.float32) == []
 
 

@@ -88,15 +88,20 @@ def computed_by(model: nn.Module, dtype: torch.dtype, *, swapped: bool = False) 
     fusible = swapped and getattr(model, "block_map", None) is not None and library() is not None
     foreign = {id(module) for module in foreign_of(model).values()}
     counts: dict[tuple[str, str], int] = {}
+    fused = False
     for module in model.modules():
         kind = _PLAIN.get(type(module), type(module)) if swapped else type(module)
         if isinstance(module, FusedBlocks) or (fusible and is_list_of(module, kinds)):
             entry = ("blocks", _blocks(module, dtype))
             counts[entry] = counts.get(entry, 0) + len(module)  # type: ignore[arg-type]
+            fused = True
             continue
         found = _foreign(module) if id(module) in foreign else _entry(module, kind, dtype)
         if found is not None:
             counts[found] = counts.get(found, 0) + 1
+    config = getattr(model, "config", None)
+    if config is not None:
+        counts[("attentions", _attention(config._attn_implementation, fused))] = config.num_hidden_layers
     return [Computed(what, number, how) for (what, how), number in counts.items()]
 
 
@@ -133,6 +138,11 @@ def _blocks(module: nn.Module, dtype: torch.dtype) -> str:
     if not known:
         return "one by one: a module, or its tensors, are of a kind that native code does not know"
     return f"in one native call for steps of up to {FEW_ROWS} tokens, else one by one as below"
+
+
+def _attention(backend: str, fused: bool) -> str:
+    native = fused and backend == "sdpa"  # another one was asked for by name
+    return f"native {status().level} where it is faster, else {backend}" if native else backend
 
 
 def _holds_strangers(blocks: nn.Module) -> bool:
