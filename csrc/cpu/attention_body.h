@@ -488,5 +488,5 @@ void attention_joined_all(const Attention& a, int64_t begin, int64_t end) {
                                  norm_all, norm_wide_all, widen_all, narrow_all, add_all, rotate_one, encode_all,       \
                                  attend_range, activate_all, softmax_all, columns_all, columns_sum_all,                 \
                                  attention_bytes_of, attention_pack_all, attention_rows_all, attention_pieces_all,      \
-                                 attention_joined_all};                                                                 \
+                                 attention_joined_all, pick_all};                                                       \
     }

@@ -69,7 +69,7 @@ struct Block {
 // A head in 8 bits: D whole numbers, and behind them a scale in bfloat16 for each 32 of them, the last ones perhaps fewer.
 constexpr int EIGHT_BITS = 3;
 constexpr int64_t EIGHT_GROUP = 32;
-constexpr int64_t eight_bits(int64_t head) { return head + 2 * ((head + EIGHT_GROUP - 1) / EIGHT_GROUP); }
+static constexpr int64_t eight_bits(int64_t head) { return head + 2 * ((head + EIGHT_GROUP - 1) / EIGHT_GROUP); }
 
 struct StepCall {
     int32_t type;             // of x, out, plain weights, stores
@@ -92,6 +92,34 @@ struct Attend {
 };
 
 constexpr int64_t PIECES = 16;
+
+// The best of a range of numbers, as ranks: the greater the better. A number is above another, or as great with a lower
+// index; NaN is above all. `floor`: what is not above it cannot be among the best of all.
+struct Best {
+    int64_t* ranks;  // a heap, the worst in front, of `held`
+    int64_t wanted, held, floor;
+};
+
+static inline int32_t key_of(float x) {  // in the order of the numbers
+    int32_t bits;
+    x += 0.0f;  // one zero
+    __builtin_memcpy(&bits, &x, 4);
+    return x != x ? INT32_MAX : bits ^ (bits >> 31 & 0x7fffffff);
+}
+static inline int64_t rank_of(int32_t key, int64_t index) { return int64_t(uint64_t(uint32_t(key)) << 32 | (0xffffffffu - uint32_t(index))); }
+static inline int64_t index_of(int64_t rank) { return int64_t(0xffffffffu - uint32_t(rank & 0xffffffff)); }
+static inline float number_of(int64_t rank) {
+    const int32_t key = int32_t(rank >> 32), bits = key ^ (key >> 31 & 0x7fffffff);
+    float x;
+    __builtin_memcpy(&x, &bits, 4);
+    return x;
+}
+
+// The sum of e^x as e^most * sum.
+struct Total {
+    float most;
+    double sum;
+};
 
 struct Inner {
     const char* name;
@@ -120,6 +148,8 @@ struct Inner {
     // A few: pieces of keys, B * T * G * count of them; and their sums, B * T * G
     void (*attention_pieces)(const Attention&, int64_t begin, int64_t end);
     void (*attention_joined)(const Attention&, int64_t begin, int64_t end);
+    // numbers `first` and on of a row: those among its best, and their part of the sum (null: not asked)
+    void (*pick)(const float* x, int64_t count, int64_t first, Best&, Total*);
 };
 
 // By the name of a level, see library.cpp.

@@ -413,6 +413,68 @@ void attend_range(const Attend& a, int64_t begin, int64_t end) {
     else attend_as<FP16>(a, begin, end);
 }
 
+// ---- the best of many --------------------------------------------------------------------------------------------
+
+// Into the heap; of a full one the worst goes, which the new one must be above. Not std's: the linker would take one
+// level's code for another's.
+inline void keep_rank(Best& best, int64_t rank) {
+    int64_t* ranks = best.ranks;
+    int64_t at;
+    if (best.held < best.wanted) {
+        for (at = best.held++; at && ranks[(at - 1) / 2] > rank; at = (at - 1) / 2) ranks[at] = ranks[(at - 1) / 2];
+    } else {
+        for (at = 0;;) {
+            int64_t next = 2 * at + 1;
+            if (next >= best.held) break;
+            if (next + 1 < best.held && ranks[next + 1] < ranks[next]) ++next;
+            if (ranks[next] >= rank) break;
+            ranks[at] = ranks[next];
+            at = next;
+        }
+    }
+    ranks[at] = rank;
+}
+
+void pick_all(const float* x, int64_t count, int64_t first, Best& best, Total* total) {
+    constexpr int64_t AT_ONCE = 64;
+    int32_t highest = INT32_MIN;
+    for (int64_t begin = 0; begin < count; begin += AT_ONCE) {
+        const int64_t n = count - begin < AT_ONCE ? count - begin : AT_ONCE;
+        int32_t keys[AT_ONCE], most = INT32_MIN;
+        for (int64_t i = 0; i < n; ++i) keys[i] = key_of(x[begin + i]);
+        for (int64_t i = 0; i < n; ++i) most = keys[i] > most ? keys[i] : most;
+        highest = most > highest ? most : highest;
+        int64_t least = best.held == best.wanted && best.ranks[0] > best.floor ? best.ranks[0] : best.floor;
+        if (most < int32_t(least >> 32)) continue;
+        for (int64_t i = 0; i < n; ++i) {
+            const int64_t rank = rank_of(keys[i], first + begin + i);
+            if (rank <= least) continue;
+            keep_rank(best, rank);
+            least = best.held == best.wanted && best.ranks[0] > best.floor ? best.ranks[0] : best.floor;
+        }
+    }
+    if (!total) return;
+    const float most = number_of(rank_of(highest, 0));
+    if (most != most) total->sum = most;
+    if (!(most > -HUGE_VALF) || total->sum != total->sum) return;  // nothing, or no number
+    if (most > total->most) {
+        total->sum *= std::exp(double(total->most) - double(most));
+        total->most = most;
+    }
+    if (total->most == HUGE_VALF) {
+        total->sum = 1;
+        return;
+    }
+    float sums[LANES] = {};
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES)
+        for (int64_t lane = 0; lane < LANES; ++lane) sums[lane] += exponential(x[i + lane] - total->most);
+    for (int64_t lane = 0; i < count; ++i, ++lane) sums[lane] += exponential(x[i] - total->most);
+    double sum = 0;
+    for (float one : sums) sum += one;
+    total->sum += sum;
+}
+
 // A weight stored (inputs, outputs) is read in its order: `PIECES` runs of inputs give a sum each for every output, and
 // these are added up in rising order. Their number is fixed, so that threads do not change the result.
 constexpr int64_t PART = 256;  // outputs at a time, four inputs of which stay in the first cache for all rows

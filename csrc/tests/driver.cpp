@@ -4,6 +4,7 @@
 //     driver LEVEL SEED CASES THREADS
 //
 // CASES of each operation, on THREADS threads of the program at once, each of which asks for several threads of the pool.
+#include <algorithm>
 #include <atomic>
 #include <mutex>
 #include <thread>
@@ -27,6 +28,10 @@ int quintet_mxfp4_experts(int type, int64_t rows, int64_t experts, int64_t chose
                           const uint8_t* down_blocks, const uint8_t* down_scales, const void* down_bias,
                           const int64_t* indices, const float* weights, const void* x, void* out, float alpha,
                           float limit, int64_t threads);
+int quintet_head_topk(int bits, int type, int scale_type, int64_t rows, int64_t inputs, int64_t outputs, int64_t group,
+                      const void* weight, int64_t stride, const void* scales, const uint8_t* zeros, const void* x,
+                      int64_t x_stride, const void* bias, int64_t wanted, float* values, int64_t* indices, float* log_sums,
+                      int64_t threads);
 }
 
 int64_t check_inner(const char* level, uint64_t seed, int64_t cases);  // in inner.cpp: how many are wrong
@@ -159,6 +164,55 @@ void check_integers(Random& random, bool large) {
             });
 }
 
+// The best of products against all of them, which the functions above have been checked for.
+void check_head(Random& random, bool large) {
+    const int bits = random.one_in(2) ? 0 : random.one_in(2) ? 8 : 4, scale_type = int(random.below(3));
+    const bool zeros = bits == 4 && random.one_in(2);
+    Product p(random, bits ? 32 : 1, large);
+    p.rows = 1 + p.rows % 8, p.outputs += 1 + (random.one_in(8) ? 600 : 0);
+    const int64_t stride = p.inputs + (random.one_in(2) ? 0 : random.below(9)), groups = bits && random.one_in(2) ? p.inputs / 32 : 1;
+    const size_t number = number_bytes(p.type);
+    Buffer w(bits ? size_t(p.outputs * p.inputs * bits / 8) : size_t((p.outputs - 1) * stride + p.inputs) * number, random.one_in(4));
+    Buffer scales(bits ? size_t(p.outputs * groups) * number_bytes(scale_type) : 0, random.one_in(4));
+    Buffer points(zeros ? size_t((p.outputs + 7) / 8 * groups) * 4 : 0, random.one_in(4));
+    Buffer x(p.x_bytes(), random.one_in(4)), bias(p.biased ? size_t(p.outputs) * number : 0, random.one_in(4));
+    x.numbers(p.type, random), bias.numbers(p.type, random), scales.numbers(scale_type, random), points.fill(random);
+    if (bits) w.fill(random);
+    else w.numbers(p.type, random);
+    const char* added = p.biased ? bias.data() : nullptr;
+    const uint8_t* zero = zeros ? points.bytes() : nullptr;
+    const int64_t wanted = random.one_in(3) ? 1 : random.between(1, p.outputs < 1024 ? p.outputs : 1024), threads = random.between(0, 5);
+    Buffer all(size_t(p.rows * p.outputs) * number, false), values(size_t(p.rows * wanted) * 4, false), indices(size_t(p.rows * wanted) * 8, false);
+    Buffer sums(size_t(p.rows) * 4, false);
+    const bool summed = random.one_in(2);
+    int code = bits ? quintet_integers(bits, p.type, scale_type, p.rows, p.inputs, p.outputs, p.inputs / groups, w.bytes(), scales.data(), zero,
+                                       x.data(), p.x_stride, added, all.data(), 1)
+                    : quintet_matvec(p.type, p.rows, p.inputs, p.outputs, w.data(), stride, x.data(), p.x_stride, added, all.data(), 1);
+    if (!code)
+        code = quintet_head_topk(bits, p.type, scale_type, p.rows, p.inputs, p.outputs, p.inputs / groups, w.data(), stride, scales.data(), zero,
+                                 x.data(), p.x_stride, added, wanted, reinterpret_cast<float*>(values.data()),
+                                 reinterpret_cast<int64_t*>(indices.data()), summed ? reinterpret_cast<float*>(sums.data()) : nullptr, threads);
+    if (code) return fail("head_topk", "refused", p.type, p.rows, p.inputs, p.outputs, code, 0);
+    for (int64_t r = 0; r < p.rows; ++r) {
+        std::vector<int64_t> order;
+        double most = -HUGE_VAL, sum = 0;
+        for (int64_t o = 0; o < p.outputs; ++o) order.push_back(o), most = std::max(most, all.get(p.type, r * p.outputs + o));
+        for (int64_t o = 0; o < p.outputs; ++o) sum += std::exp(all.get(p.type, r * p.outputs + o) - most);
+        std::stable_sort(order.begin(), order.end(), [&](int64_t one, int64_t other) {
+            return all.get(p.type, r * p.outputs + one) > all.get(p.type, r * p.outputs + other);
+        });
+        for (int64_t i = 0; i < wanted; ++i) {
+            int64_t index;
+            std::memcpy(&index, indices.data() + (r * wanted + i) * 8, 8);
+            const double got = values.get(FP32, r * wanted + i), exact = all.get(p.type, r * p.outputs + order[size_t(i)]);
+            if (index != order[size_t(i)] || got != exact) return fail("head_topk", "wrong", p.type, p.rows, p.inputs, p.outputs, got, exact);
+        }
+        const double total = most + std::log(sum);
+        if (summed && !(std::fabs(sums.get(FP32, r) - total) <= 1e-5 + 1e-6 * std::fabs(total)))
+            return fail("head_topk", "log sum", p.type, p.rows, p.inputs, p.outputs, sums.get(FP32, r), total);
+    }
+}
+
 // What an expert makes of a row: gate and up in turn, clamped SwiGLU, down.
 struct Expert {
     const Mxfp4 &into, &down;
@@ -274,6 +328,16 @@ void check_refusals() {
         for (int bits : {4, 8}) wanted("integers", quintet_integers(bits, 0, 0, 1, 48, 1, group, nullptr, nullptr, nullptr, nullptr, 48, nullptr, nullptr, 1));
     for (int64_t expert : {int64_t(-1), int64_t(2), INT64_MAX, INT64_MIN})
         wanted("experts", quintet_mxfp4_experts(0, 1, 2, 1, 32, 32, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, &expert, nullptr, nullptr, nullptr, 1, 1, 1));
+    for (int64_t bad : sizes)
+        for (int at = 1; at < 7; ++at) {
+            int64_t a[7] = {0, 1, 32, 32, 32, 32, 1};
+            a[at] = bad;
+            float sums[32] = {};
+            int64_t found[32];
+            for (int bits : {0, 4, 8})
+                if (at < 4 || at > 5 || (at == 4) == !bits)
+                    wanted("head_topk", quintet_head_topk(bits, int(a[0]), 0, a[1], a[2], a[3], a[5], sums, a[4], sums, nullptr, sums, 32, nullptr, a[6], sums, found, nullptr, 1));
+        }
     // null where there must be something
     float numbers[32] = {};
     wanted("matvec", quintet_matvec(0, 1, 32, 1, nullptr, 32, numbers, 32, nullptr, numbers, 1));
@@ -293,6 +357,7 @@ void check_all(const char* level, uint64_t seed, int64_t cases) {
         check_matvec(random, large);
         check_mxfp4(random, large);
         check_integers(random, large);
+        check_head(random, large);
         if (i % 4 == 0) check_experts(random, large);
     }
 }

@@ -19,9 +19,9 @@ __all__ = ["LEVELS", "NATIVE_OPS", "Status", "check", "library", "packed_rows", 
 # Sets of instructions, the best first.
 LEVELS = ("avx512", "avx2", "neon", "portable")
 # Operations that the shared object has.
-NATIVE_OPS = ("matvec", "int8_linear", "int4_linear", "mxfp4_matvec", "mxfp4_experts", "attention", "blocks")
+NATIVE_OPS = ("matvec", "int8_linear", "int4_linear", "mxfp4_matvec", "mxfp4_experts", "attention", "head_topk", "blocks")
 # What the functions of the shared object must say they are; another one is of another version of quintet.
-VERSION = 6
+VERSION = 7
 PATH = Path(__file__).parent / "_cpu.so"
 # Up to so many rows weights are read once and unpacked on the way.
 FEW_ROWS = 8
@@ -36,6 +36,10 @@ _SIGNATURES = {
     "quintet_integers": [*[_int] * 3, *[_size] * 4, *[_pointer] * 4, _size, _pointer, _pointer, _size],
     "quintet_mxfp4_experts": [_int, *[_size] * 5, *[_pointer] * 10, _float, _float, _size],
     "quintet_attention": [_pointer],
+    "quintet_head_topk": [
+        *([*[_int] * 3, *[_size] * 4, _pointer, _size, *[_pointer] * 3, _size, _pointer, _size]),
+        *([*[_pointer] * 3, _size]),
+    ],
     "quintet_blocks": [_pointer, _size, _pointer],
 }
 
