@@ -24,6 +24,7 @@ SIZES: dict[str, dict[str, tuple[tuple[int, int], ...]]] = {
     "int8_linear": {"bf16": ((2048, 2048), (2048, 8192))},
     "int4_linear": {"bf16": ((2048, 2048), (2048, 8192))},
     "mxfp4_matvec": {"bf16": ((2880, 2880),)},
+    "head_topk": {"bf16": ((2880, 201_088),)},
 }
 TINY = {op: dict.fromkeys(sizes, ((64, 96),)) for op, sizes in SIZES.items()}
 EXPERTS = {"large": (32, 2880, 2880), "tiny": (6, 64, 64)}  # E, D, F: those of gpt-oss-20b, of which each row asks 4
@@ -145,6 +146,34 @@ def linear_case(op: str, dtype: str, size: tuple[int, int], activations: str) ->
     return op, f"{inputs} x {outputs}", dtype, lambda rows: (size_bytes, rows * inputs * outputs), ways
 
 
+def head_case(dtype: str, size: tuple[int, int], best: int = 50) -> Case:
+    """The 50 best of an output head, beside the product and torch's search in its row."""
+    import torch
+
+    from quintet.kernels.head import native_head_topk
+    from quintet.kernels.linear import native_matvec
+
+    inputs, outputs = size
+    weight = torch.randn(outputs, inputs).to(getattr(torch, common.DTYPES[dtype]))
+    best = min(best, outputs)
+
+    def row(x: Any) -> Any:
+        out = native_matvec(x, weight)
+        return torch.nn.functional.linear(x, weight) if out is None else out
+
+    def ways(rows: int) -> dict[str, Way]:
+        x = torch.randn(rows, inputs).to(weight.dtype)
+        return taken(
+            {
+                "torch": lambda i: torch.nn.functional.linear(x, weight).float().topk(best),
+                "row, then topk": lambda i: row(x).float().topk(best),
+                "native": lambda i: native_head_topk(x, weight, best, log_sum=False),
+            }
+        )
+
+    return "head_topk", f"{inputs} x {outputs}", dtype, lambda rows: (weight.nbytes, rows * inputs * outputs), ways
+
+
 def experts_case(shape: str, activations: str) -> Case | None:
     """The 4 experts that each row asks, packed."""
     import torch
@@ -240,7 +269,9 @@ def cases(args: Any) -> Iterator[Case]:
         if op in SIZES:
             for dtype, sizes in (TINY if args.shape == "tiny" else SIZES)[op].items():
                 for size in sizes:
-                    found = linear_case(op, dtype, size, args.activations)
+                    found = (
+                        head_case(dtype, size) if op == "head_topk" else linear_case(op, dtype, size, args.activations)
+                    )
                     if found:
                         yield found
         elif op == "mxfp4_experts":

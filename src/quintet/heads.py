@@ -5,7 +5,8 @@ Letters: B rows, T tokens, V vocabulary, D hidden size, L labels, C choices.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import nn
@@ -26,12 +27,25 @@ __all__ = [
     "GenericForSequenceClassification",
     "GenericForTokenClassification",
     "SequenceSummary",
+    "ends_with_head",
     "keep_logits",
     "last_token_logits",
     "question_answering_output",
     "sequence_classifier_output",
     "token_classifier_output",
 ]
+
+
+ForwardT = TypeVar("ForwardT", bound=Callable[..., Any])
+
+
+def ends_with_head(forward: ForwardT) -> ForwardT:
+    """Mark a `forward` whose logits are those of the output head, of the base model's last states, and nothing else.
+
+    `generate` may then ask the head itself. A subclass with a `forward` of its own has no mark.
+    """
+    forward.ends_with_head = True  # type: ignore[attr-defined]
+    return forward
 
 
 def keep_logits(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:

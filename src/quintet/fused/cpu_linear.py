@@ -28,6 +28,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from quintet.fused.notice import gradients_are_on
+from quintet.kernels.head import native_head_topk
 from quintet.kernels.linear import native_matvec
 from quintet.layers.conv1d import Conv1D
 from quintet.swap import Twin
@@ -160,6 +161,13 @@ class CpuLinear(nn.Linear):
         """Map (..., in_features) to (..., out_features)."""
         out = cpu_linear(x, self.weight, self.bias)
         return super().forward(x) if out is None else out
+
+    def best_outputs(self, x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return the k largest outputs in float32 and which they are, (..., k) each; None where `forward` has to."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+            return None
+        found = native_head_topk(x, self.weight, k, bias=self.bias, log_sum=False)
+        return None if found is None else found[:2]
 
 
 def _conv1d(module: nn.Module) -> nn.Module | None:

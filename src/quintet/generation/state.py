@@ -171,6 +171,24 @@ class DecodeState:
         """Read one more token of each row, (B,), and return the scores of the next, (B, V) in float32."""
         return self._forward(self._next_inputs(tokens[:, None]))  # (B,) -> (B, 1)
 
+    @property
+    def open_head(self) -> Any:
+        """The model's output head where it can be asked in the model's stead, with the same result; otherwise None."""
+        model: Any = self.model
+        if not getattr(type(model).forward, "ends_with_head", False) or self._collect or self._others:
+            return None
+        head = model.get_output_embeddings()
+        if not hasattr(head, "best_outputs") or not self._use_cache or model.training:
+            return None
+        for one in (model, head):
+            if one._forward_hooks or one._forward_pre_hooks or "forward" in one.__dict__:
+                return None  # somebody watches it, or has put something in its place
+        return head if model._compiled_call_impl is None else None
+
+    def advance_states(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Read one more token of each row, (B,), and return what `open_head` is to read, (B, E)."""
+        return self._forward(self._next_inputs(tokens[:, None]), states=True)
+
     def advance_many(self, tokens: torch.Tensor, keep: int | None = None) -> torch.Tensor:
         """Read the next tokens of each row, (B, N), and return the scores after each of them, (B, N, V) in float32.
 
@@ -200,10 +218,11 @@ class DecodeState:
             self._all_ids.append(column)
         return {"input_ids": self._all_ids.view, **{name: one.view for name, one in self._per_token.items()}}
 
-    def _forward(self, inputs: dict[str, Any], keep: int = 1, unread: int = 0) -> torch.Tensor:
+    def _forward(self, inputs: dict[str, Any], keep: int = 1, unread: int = 0, states: bool = False) -> torch.Tensor:
         """Run the model; return the scores of the last token, (B, V), or those of the last `keep`, (B, keep, V).
 
-        The last `unread` columns of the mask belong to tokens that come later.
+        The last `unread` columns of the mask belong to tokens that come later. With `states` the head is left out, and
+        its input comes back, (B, E).
         """
         if self.cache is not None:
             inputs["past_key_values"] = self.cache
@@ -213,7 +232,11 @@ class DecodeState:
         if self.before_forward is not None:
             self.before_forward()
         try:
-            outputs = self.model(**inputs, **self._others, **self._fixed_for(keep))
+            if states:
+                model: Any = self.model
+                outputs = model.base_model(**inputs, use_cache=True, return_dict=True)
+            else:
+                outputs = self.model(**inputs, **self._others, **self._fixed_for(keep))
         except BaseException:
             # Ctrl-C or an error in the middle of the layers: some of them have stored this token and some have not.
             if self.cache is not None:
@@ -226,6 +249,9 @@ class DecodeState:
                     f"{type(self.model).__name__} returned no past_key_values. Call generate(use_cache=False)."
                 )
             self._note(inputs, length)
+        if states:
+            last: torch.Tensor = outputs.last_hidden_state
+            return last[:, -1]
         if self._collect:
             self.collected = {name: getattr(outputs, name, None) for name in self._collect}
         logits = outputs.logits

@@ -22,6 +22,7 @@ from quintet.family import BlockMap, Family, KeyRules
 from quintet.generation import GenerationMixin
 from quintet.heads import (
     SequenceSummary,
+    ends_with_head,
     keep_logits,
     question_answering_output,
     sequence_classifier_output,
@@ -461,6 +462,7 @@ class GPT2LMHeadModel(GPT2PreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.post_init()
 
+    @ends_with_head
     def forward(
         self,
         input_ids: Tensor | None = None,

@@ -18,6 +18,7 @@ from quintet.errors import ConfigError
 from quintet.family import BlockMap, Family, KeyRules
 from quintet.generation import GenerationMixin
 from quintet.heads import (
+    ends_with_head,
     keep_logits,
     question_answering_output,
     sequence_classifier_output,
@@ -366,6 +367,7 @@ class GPTNeoXForCausalLM(GPTNeoXPreTrainedModel, GenerationMixin):
         """Replace `embed_out`."""
         self.embed_out = new_embeddings  # type: ignore[assignment]
 
+    @ends_with_head
     def forward(
         self,
         input_ids: Tensor | None = None,

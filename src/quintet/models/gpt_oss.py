@@ -18,7 +18,7 @@ from quintet.config import PreTrainedConfig, check_shapes
 from quintet.errors import ConfigError, suggest
 from quintet.family import BlockMap, Family, KeyRules
 from quintet.generation import GenerationMixin
-from quintet.heads import GenericForSequenceClassification, GenericForTokenClassification, keep_logits
+from quintet.heads import GenericForSequenceClassification, GenericForTokenClassification, ends_with_head, keep_logits
 from quintet.layers.activations import ACTIVATIONS
 from quintet.layers.attention import attend
 from quintet.layers.begin import Past, begin_rotary, open_cache
@@ -424,6 +424,7 @@ class GptOssForCausalLM(GptOssPreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
+    @ends_with_head
     def forward(
         self,
         input_ids: Tensor | None = None,

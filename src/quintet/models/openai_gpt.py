@@ -17,7 +17,7 @@ from torch import nn
 from quintet.config import PreTrainedConfig, check_heads
 from quintet.family import BlockMap, Family, KeyRules
 from quintet.generation import GenerationMixin
-from quintet.heads import SequenceSummary, keep_logits, last_token_logits
+from quintet.heads import SequenceSummary, ends_with_head, keep_logits, last_token_logits
 from quintet.layers.activations import get_activation
 from quintet.layers.attention import attend
 from quintet.layers.begin import Past, begin_learned, open_cache
@@ -360,6 +360,7 @@ class OpenAIGPTLMHeadModel(OpenAIGPTPreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.post_init()
 
+    @ends_with_head
     def forward(
         self,
         input_ids: Tensor | None = None,

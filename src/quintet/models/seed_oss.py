@@ -20,6 +20,7 @@ from quintet.heads import (
     GenericForQuestionAnswering,
     GenericForSequenceClassification,
     GenericForTokenClassification,
+    ends_with_head,
     keep_logits,
 )
 from quintet.layers.activations import ACTIVATIONS, get_activation
@@ -349,6 +350,7 @@ class SeedOssForCausalLM(SeedOssPreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
+    @ends_with_head
     def forward(
         self,
         input_ids: Tensor | None = None,

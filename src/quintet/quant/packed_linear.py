@@ -16,6 +16,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from quintet.errors import InputError
+from quintet.kernels.head import native_head_topk
 from quintet.kernels.integers import ACTIVATIONS, native_int4_linear, native_int8_linear
 from quintet.kernels.packing import (
     WORD,
@@ -205,6 +206,16 @@ class PackedLinear(nn.Linear):
         if self.bias is not None:
             result = result + self.bias
         return result.view(*x.shape[:-1], self.out_features)
+
+    def best_outputs(self, x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """See CpuLinear.best_outputs."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+            return None
+        weight, scale, *rest = (getattr(self, name, None) for name in self.parts if name != "weight_shape")
+        if self.activations != "bf16" or not isinstance(weight, torch.Tensor):
+            return None
+        found = native_head_topk(x, weight, k, scale, rest[0] if rest else None, self.bias, log_sum=False)
+        return None if found is None else found[:2]
 
     def extra_repr(self) -> str:
         """Sizes and format, for print(model)."""

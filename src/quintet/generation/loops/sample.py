@@ -16,6 +16,7 @@ from quintet.generation.call import Call
 from quintet.generation.loops.active import ActiveRows
 from quintet.generation.loops.column import Column, add_log_probabilities
 from quintet.generation.loops.scores import check_usable, processed
+from quintet.generation.loops.shortcut import Next, Shortcut
 from quintet.generation.processors import LogitsProcessorList
 from quintet.generation.run import ColumnRun
 from quintet.generation.sampling import Draws, greedy
@@ -95,10 +96,13 @@ def sample_loop(
     shown = options.own_ids and (options.keep_logits or options.logprobs is not None)
     rows = ActiveRows(len(rules.done))
     kept: list[torch.Tensor] = []
-    logits = state.prefill_copies(options.num_return_sequences)
+    found = Next(state.prefill_copies(options.num_return_sequences), processors)
+    short = _shortcut(state, processors, options)
     while True:
-        scores = processed(processors, rows.pick(ids()), logits, shown) if processors else logits  # (A, V)
-        tokens = choose(scores, rows.index)  # (A,)
+        logits = scores = found.scores
+        if found.processors:
+            scores = processed(found.processors, rows.pick(ids()), logits, shown)  # (A, V)
+        tokens = choose(scores, rows.index) if found.tokens is None else found.tokens  # (A,)
         done = None  # (B,) rows that were finished before, unless the model has dropped them
         if rules.any_done and pad is not None and rows.index is None:
             done = torch.tensor(rules.done, device=tokens.device)
@@ -128,7 +132,14 @@ def sample_loop(
                 processors.select(left)
                 tokens, host = tokens.index_select(0, left), [host[place] for place in left.tolist()]
         processors.chosen(host)
-        logits = state.advance(tokens)
+        found = Next(state.advance(tokens), processors) if short is None else short.advance(tokens)
+
+
+def _shortcut(state: DecodeState, processors: LogitsProcessorList, options: SampleOptions) -> Shortcut | None:
+    """Return the way past the scores of all tokens, when nobody asked for them and there is one."""
+    if options.keep_scores or options.keep_logits or options.logprobs is not None:
+        return None
+    return Shortcut.of(state, processors, options.draws is None)
 
 
 def _chooser(options: SampleOptions) -> Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]:
