@@ -19,7 +19,10 @@ __all__ = ["LEVELS", "NATIVE_OPS", "Status", "check", "library", "packed_rows", 
 # Sets of instructions, the best first.
 LEVELS = ("avx512", "avx2", "neon", "portable")
 # Operations that the shared object has.
-NATIVE_OPS = ("matvec", "int8_linear", "int4_linear", "mxfp4_matvec", "mxfp4_experts", "attention", "head_topk", "blocks")
+NATIVE_OPS = (
+    *("matvec", "int8_linear", "int4_linear", "mxfp4_matvec", "mxfp4_experts", "attention", "head_topk"),
+    "blocks",
+)
 # What the functions of the shared object must say they are; another one is of another version of quintet.
 VERSION = 7
 PATH = Path(__file__).parent / "_cpu.so"
