@@ -180,6 +180,7 @@ def test_where_it_is_not_taken(taken: list[bool], monkeypatch: pytest.MonkeyPatc
             out.logits = -out.logits
             return out
 
+    taken.clear()
     louder = Louder(model.config).eval()
     louder.load_state_dict(model.state_dict())
     assert not torch.equal(louder.generate(**options), model.generate(**options))
