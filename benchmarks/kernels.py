@@ -147,18 +147,18 @@ def linear_case(op: str, dtype: str, size: tuple[int, int], activations: str) ->
 
 
 def head_case(dtype: str, size: tuple[int, int], best: int = 50) -> Case:
-    """The 50 best of an output head, beside the product and torch's search in its row."""
+    """The 50 best of an output head, beside a product and torch's search in its row."""
     import torch
 
+    from quintet.fused import cpu_linear as fused
     from quintet.kernels.head import native_head_topk
-    from quintet.kernels.linear import native_matvec
 
     inputs, outputs = size
     weight = torch.randn(outputs, inputs).to(getattr(torch, common.DTYPES[dtype]))
     best = min(best, outputs)
 
     def row(x: Any) -> Any:
-        out = native_matvec(x, weight)
+        out = fused.plain_product(x, weight, None)
         return torch.nn.functional.linear(x, weight) if out is None else out
 
     def ways(rows: int) -> dict[str, Way]:
@@ -166,7 +166,7 @@ def head_case(dtype: str, size: tuple[int, int], best: int = 50) -> Case:
         return taken(
             {
                 "torch": lambda i: torch.nn.functional.linear(x, weight).float().topk(best),
-                "row, then topk": lambda i: row(x).float().topk(best),
+                "fused without native": lambda i: row(x).float().topk(best),
                 "native": lambda i: native_head_topk(x, weight, best, log_sum=False),
             }
         )
