@@ -35,6 +35,7 @@ int quintet_head_topk(int bits, int type, int scale_type, int64_t rows, int64_t 
 }
 
 int64_t check_inner(const char* level, uint64_t seed, int64_t cases);  // in inner.cpp: how many are wrong
+int64_t check_attention(uint64_t seed, int64_t cases);                 // in attention.cpp
 
 namespace {
 
@@ -351,6 +352,7 @@ void check_refusals() {
 
 void check_all(const char* level, uint64_t seed, int64_t cases) {
     failures += check_inner(level, seed, cases);
+    failures += check_attention(seed, cases);
     Random random{seed * 0x9e3779b97f4a7c15ull + 1};
     for (int64_t i = 0; i < cases; ++i) {
         const bool large = i % 40 == 39;

@@ -54,7 +54,7 @@ def build(options: argparse.Namespace, folder: Path) -> Path:
     common = [*setup.COMMON, f"-O{options.optimize}", "-g1", "-w", *checks]
     kernels = [(ROOT / source, setup.flags_of(source, options.machine)) for source in setup.sources(options.machine)]
     tests = ROOT / "csrc" / "tests"
-    program = [] if options.package else [(tests / name, []) for name in ("driver.cpp", "inner.cpp")]
+    program = [] if options.package else [(tests / name, []) for name in ("driver.cpp", "inner.cpp", "attention.cpp")]
     pool = folder / "libgomp-pool.so"  # found by the name that a runtime of OpenMP has
     commands, objects = [], []
     for source, flags in [*kernels, *program]:
