@@ -52,7 +52,8 @@ def levels(machine: str) -> list[str]:
 def sources(machine: str) -> list[str]:
     """Files to compile for it."""
     names = [f"{prefix}{level}.cpp" for level in levels(machine) for prefix in ("", "inner_")]
-    return [str(SOURCES / name) for name in ("library.cpp", "blocks.cpp", "attention.cpp", "head.cpp", *names)]
+    shared = ("library.cpp", "blocks.cpp", "attention.cpp", "head.cpp", "norms.cpp")
+    return [str(SOURCES / name) for name in (*shared, *names)]
 
 
 def flags_of(source: str, machine: str) -> list[str]:

@@ -32,7 +32,20 @@ ASKED = 4
 # A list of blocks and its format: a whole step through them, up to 8 rows in one call.
 BLOCKS = {"large": ("gpt2:none", "gpt2:int8", "gpt2:int4", "gpt-oss:none"), "tiny": ("tiny:none", "tiny:int8")}
 CONTEXT = 128  # tokens before a step
-OPERATIONS = (*SIZES, "mxfp4_experts", "blocks")
+# Heads, groups and numbers of a head: `rows` are the tokens of a prompt, or one behind so many keys.
+HEADS = {"large": ((16, 16, 64), (8, 8, 128), (64, 8, 64)), "tiny": ((4, 2, 16),)}
+WINDOW = 128
+WIDTHS = {"large": (1024, 2048, 2880), "tiny": (64,)}
+OPERATIONS = (
+    *SIZES,
+    "mxfp4_experts",
+    "attention",
+    "attention_window",
+    "attention_decode",
+    "rms_norm",
+    "layer_norm",
+    "blocks",
+)
 ROTATED = 160 * 2**20  # bytes of weights that are gone through before one is read again
 
 Way = Callable[[int], Any]
@@ -215,6 +228,60 @@ def expected(experts: int, rows: int) -> float:
     return experts * (1 - (1 - min(1.0, ASKED / experts)) ** rows)
 
 
+def attention_case(op: str, heads: tuple[int, int, int], dtype: str) -> Case:
+    """Causal attention of a prompt of `rows` tokens, through a window and sinks, or of one token with `rows` keys."""
+    import torch
+
+    from quintet.kernels.attention import native_attention
+    from quintet.layers.attention.sdpa import sdpa
+    from quintet.layers.masks import MaskSpec
+
+    count, groups, size = heads
+    window = WINDOW if op == "attention_window" else None
+    kind = getattr(torch, common.DTYPES[dtype])
+
+    def ways(rows: int) -> dict[str, Way]:
+        queries = 1 if op == "attention_decode" else rows
+        q = torch.randn(1, queries, count, size).to(kind).transpose(1, 2)
+        k, v = (torch.randn(1, groups, rows, size).to(kind) for _ in range(2))
+        sinks = torch.zeros(count, dtype=kind) if window else None
+        mask = MaskSpec(queries, rows, rows - queries, window=window)
+        options = {"scale": size**-0.5, "dropout": 0.0, "upcast": False, "sinks": sinks}
+        return taken(
+            {
+                "torch": lambda i: sdpa(q, k, v, mask, **options)[0],
+                "native": lambda i: native_attention(q, k, v, size**-0.5, True, window, None, sinks),
+            }
+        )
+
+    def cost(rows: int) -> tuple[float, float]:
+        seen = rows if op == "attention_decode" else sum(min(t + 1, window or rows) for t in range(rows))
+        return 2 * groups * rows * size * kind.itemsize, 2 * count * seen * size
+
+    return op, " x ".join(map(str, heads)), dtype, cost, ways
+
+
+def norm_case(op: str, width: int, dtype: str) -> Case:
+    """A norm of rows."""
+    import torch
+    from torch.nn import functional as F
+
+    from quintet.kernels.norms import native_layer_norm, native_rms_norm
+
+    kind = getattr(torch, common.DTYPES[dtype])
+    weight, bias = torch.ones(width, dtype=kind), torch.zeros(width, dtype=kind)
+
+    def ways(rows: int) -> dict[str, Way]:
+        x = torch.randn(rows, width).to(kind)
+        if op == "layer_norm":
+            plain: Way = lambda i: F.layer_norm(x, (width,), weight, bias, 1e-5)  # noqa: E731
+            return taken({"torch": plain, "native": lambda i: native_layer_norm(x, weight, bias, 1e-5)})
+        plain = lambda i: F.rms_norm(x, (width,), weight, 1e-5)  # noqa: E731
+        return taken({"torch": plain, "native": lambda i: native_rms_norm(x, weight, 1e-5)})
+
+    return op, str(width), dtype, lambda rows: (2 * rows * width * kind.itemsize, rows * width), ways
+
+
 def blocks_case(name: str, work_dir: Path, activations: str) -> Case:
     """A step through all blocks of a model: up to 8 texts with a token each, or that many tokens of one text."""
     import copy
@@ -278,6 +345,14 @@ def cases(args: Any) -> Iterator[Case]:
             found = experts_case(args.shape, args.activations)
             if found:
                 yield found
+        elif op.startswith("attention"):
+            for heads in HEADS[args.shape]:
+                for dtype in ("bf16", "fp32"):
+                    yield attention_case(op, heads, dtype)
+        elif op.endswith("norm"):
+            for width in WIDTHS[args.shape]:
+                for dtype in ("bf16", "fp32"):
+                    yield norm_case(op, width, dtype)
         else:
             for name in BLOCKS[args.shape]:
                 yield blocks_case(name, args.work_dir, args.activations)

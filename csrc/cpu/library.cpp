@@ -411,7 +411,7 @@ using namespace quintet;
 extern "C" {
 
 // Changes with every change of the functions below; the loader compares it with what it was written for.
-int quintet_version() { return 7; }
+int quintet_version() { return 8; }
 
 // 1: this CPU has the level; 0: it lacks it; -1: there is none of that name in this build.
 int quintet_has(const char* name) { return find_level(name) ? has_level(name) : -1; }

@@ -353,12 +353,14 @@ def has_native() -> bool:
 def test_kernels(work_dir: str) -> None:
     sizes = ("--shape", "tiny", "--seconds", "0", "--rows", "1", "9", "--threads", "1", "--work-dir", work_dir)
     records = run("kernels.py", *sizes)
-    operations = ["matvec", "int8_linear", "int4_linear", "mxfp4_matvec", "head_topk", "mxfp4_experts", "blocks"]
+    linear = ["matvec", "int8_linear", "int4_linear", "mxfp4_matvec", "head_topk"]
+    beside_torch = ["mxfp4_experts", "attention", "attention_window", "attention_decode", "rms_norm", "layer_norm"]
+    operations = [*linear, *beside_torch, "blocks"]
     assert list(dict.fromkeys(r["op"] for r in records)) == operations
     for record in records:
         few = record["op"] != "head_topk" or record["rows"] <= 8
         ways = {"torch", *(["native"] if has_native() and few else [])}
-        ways |= set() if record["op"] == "mxfp4_experts" else {"fused without native"}
+        ways |= set() if record["op"] in beside_torch else {"fused without native"}
         assert set(record["gb_s"]) == set(record["gflop_s"]) == ways
         assert all(speed > 0 for speed in record["gflop_s"].values()) and record["read_gb_s"] > 0
     text = load("report").table("kernels", records)

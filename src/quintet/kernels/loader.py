@@ -21,10 +21,11 @@ LEVELS = ("avx512", "avx2", "neon", "portable")
 # Operations that the shared object has.
 NATIVE_OPS = (
     *("matvec", "int8_linear", "int4_linear", "mxfp4_matvec", "mxfp4_experts", "attention", "head_topk"),
+    *("rms_norm", "layer_norm", "rope"),
     "blocks",
 )
 # What the functions of the shared object must say they are; another one is of another version of quintet.
-VERSION = 7
+VERSION = 8
 PATH = Path(__file__).parent / "_cpu.so"
 # Up to so many rows weights are read once and unpacked on the way.
 FEW_ROWS = 8
@@ -43,6 +44,8 @@ _SIGNATURES = {
         *([*[_int] * 3, *[_size] * 4, _pointer, _size, *[_pointer] * 3, _size, _pointer, _size]),
         *([*[_pointer] * 3, _size]),
     ],
+    "quintet_norm": [*[_int] * 3, *[_size] * 2, *[_pointer] * 5, ctypes.c_double, _pointer, _size],
+    "quintet_rope": [*[_int] * 2, *[_size] * 6, *[_pointer] * 5, _size],
     "quintet_blocks": [_pointer, _size, _pointer],
 }
 
