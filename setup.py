@@ -37,6 +37,7 @@ X86_LEVELS = {
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": [
         *("-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16"),
+        "-mavx512vnni",
         "-mprefer-vector-width=512",
     ],
 }

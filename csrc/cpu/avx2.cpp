@@ -68,10 +68,6 @@ struct Avx2 {
     static void prefetch(const void* from) { _mm_prefetch(static_cast<const char*>(from), _MM_HINT_T0); }
     template <int T>
     using Way = Widened<Avx2, T>;
-    template <int T>
-    using Bytes = BytesWidened<Avx2>;
-    template <int T, Code C, int U = 1>
-    using Nibbles = NibblesWidened<Avx2, C>;
 };
 
 }  // namespace

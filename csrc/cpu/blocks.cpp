@@ -13,10 +13,10 @@
 extern "C" {
 int quintet_matvec(int type, int64_t rows, int64_t inputs, int64_t outputs, const void* weight, int64_t weight_stride,
                    const void* x, int64_t x_stride, const void* bias, void* out, int64_t threads);
-int quintet_integers(int bits, int type, int scale_type, int64_t rows, int64_t inputs, int64_t outputs, int64_t group,
+int quintet_integers(int bits, int type, int scale_type, int activations, int64_t rows, int64_t inputs, int64_t outputs, int64_t group,
                      const uint8_t* weight, const void* scales, const uint8_t* zeros, const void* x, int64_t x_stride,
                      const void* bias, void* out, int64_t threads);
-int quintet_mxfp4_experts(int type, int64_t rows, int64_t experts, int64_t chosen, int64_t hidden, int64_t inner,
+int quintet_mxfp4_experts(int type, int activations, int64_t rows, int64_t experts, int64_t chosen, int64_t hidden, int64_t inner,
                           const uint8_t* gate_up_blocks, const uint8_t* gate_up_scales, const void* gate_up_bias,
                           const uint8_t* down_blocks, const uint8_t* down_scales, const void* down_bias,
                           const int64_t* indices, const float* weights, const void* x, void* out, float alpha,
@@ -66,7 +66,7 @@ struct Run {
         }
         if (m.kind < 4)
             return quintet_matvec(type, rows, m.inputs, m.outputs, m.weight, m.stride, x, m.inputs, m.bias, out, step.threads);
-        return quintet_integers(m.kind, type, m.scale_type, rows, m.inputs, m.outputs, m.group,
+        return quintet_integers(m.kind, type, m.scale_type, AS_THEY_ARE, rows, m.inputs, m.outputs, m.group,
                                 static_cast<const uint8_t*>(m.weight), m.scales, static_cast<const uint8_t*>(m.zeros), x,
                                 m.inputs, m.bias, out, step.threads);
     }
@@ -184,7 +184,7 @@ int routed(const Run& run, const Block& m, const void* x, const Buffers& b) {
         for (const auto& [index, weight] : chosen) indices.push_back(index), shares.push_back(weight);
     }
     if (code) return code;
-    return quintet_mxfp4_experts(run.step.type, run.rows, m.experts, m.chosen, run.step.width, m.inner, m.gate_up_blocks,
+    return quintet_mxfp4_experts(run.step.type, AS_THEY_ARE, run.rows, m.experts, m.chosen, run.step.width, m.inner, m.gate_up_blocks,
                                  m.gate_up_scales, m.gate_up_bias, m.down_blocks, m.down_scales, m.down_bias,
                                  indices.data(), shares.data(), x, b.added, m.alpha, m.limit, run.step.threads);
 }

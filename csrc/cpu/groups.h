@@ -17,13 +17,12 @@ constexpr int64_t SEGMENT = 256;  // blocks whose scales are widened at a time: 
 
 constexpr int64_t AHEAD = 8192;   // bytes of a weight that are asked for in advance; measured
 
-// Outputs that are computed at once. One row is limited by memory, and one stream in rising order is read fastest; but with
-// 4 bits short rows end before their sums do, and four outputs keep the arithmetic busy (measured).
+// Outputs that are computed at once.
 template <class V, int R, int bits>
 constexpr int outputs_at_once = R == 1 ? (bits == 4 ? 4 : 1) : R * 2 <= V::sums ? 2 : 1;
 
-// Codes of 4 bits: MXFP4's numbers, code - 8, code - zero.
-enum Code { MX, EIGHT, ZERO };
+// Formats: MXFP4's numbers, code - 8, code - zero, all of 4 bits; and bytes with a sign.
+enum Code { MX, EIGHT, ZERO, BYTES };
 
 // Values of MXFP4's codes: a sign, two bits of exponent, one of mantissa.
 constexpr float CODES[16] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6, -0.0f, -0.5f, -1, -1.5f, -2, -3, -4, -6};
@@ -51,8 +50,6 @@ struct BytesWidened {  // 8 bits, float32 arithmetic; x in its own order
     using Zero = float;
     static constexpr int bits = 8;
     static constexpr bool zeros = false;
-    static constexpr int64_t blocks = 1;  // in a step
-    static constexpr int64_t unit = 1;    // blocks that share a scale, as far as is known here
     static constexpr int64_t numbers = BLOCK;
     static constexpr int tile_outputs = 2;
     static constexpr int vectors = int(BLOCK / V::width);
@@ -69,7 +66,6 @@ struct BytesWidened {  // 8 bits, float32 arithmetic; x in its own order
         loaded.scale = V::set1(*scale);
         return loaded;
     }
-    static Loaded load_tail(const uint8_t* w, const float* scale, const Zero* zero, int64_t) { return load(w, scale, zero); }
     static Acc add(const Values& w, const X* x, Acc acc) {
         for (int v = 0; v < vectors; ++v) acc = V::fma(w.value[v], V::loadf(x + v * V::width), acc);
         return acc;
@@ -98,7 +94,7 @@ struct NibblesWidened {
     using Zero = float;
     static constexpr int bits = 4;
     static constexpr bool zeros = C == ZERO;
-    static constexpr int64_t blocks = 1, unit = 1, numbers = BLOCK;
+    static constexpr int64_t numbers = BLOCK;
     static constexpr int tile_outputs = 2;
     static constexpr int vectors = int(BLOCK / V::width);
     struct Loaded { typename V::vec value[vectors], scale; };
@@ -110,7 +106,6 @@ struct NibblesWidened {
         loaded.scale = V::set1(*scale);
         return loaded;
     }
-    static Loaded load_tail(const uint8_t* w, const float* scale, const Zero* zero, int64_t) { return load(w, scale, zero); }
     template <int O>
     static void add_scaled(const Loaded* w, const X* x, Acc* acc) {
         Acc part[O];
@@ -136,14 +131,27 @@ inline size_t prepared_bytes(int64_t inputs) {
     return size_t(row_stride<Way>(inputs)) * sizeof(typename Way::X);
 }
 
+// A block as 8 bits hold it: multiples of a 127th of its largest number.
+inline void round_block(float* x) {
+    float largest = 0;
+    for (int64_t i = 0; i < BLOCK; ++i) {
+        if (!(std::fabs(x[i]) <= largest)) largest = std::fabs(x[i]);
+        if (largest != largest) break;
+    }
+    const float scale = largest / 127;
+    for (int64_t i = 0; i < BLOCK; ++i) x[i] = scale == 0 ? 0 : std::nearbyint(x[i] / scale) * scale;
+}
+
 template <class V, class Way, int T>
-inline void prepare_rows(int64_t begin, int64_t end, const void* x, int64_t stride, int64_t inputs, void* prepared) {
+inline void prepare_rows(int activations, int64_t begin, int64_t end, const void* x, int64_t stride, int64_t inputs, void* prepared) {
     for (int64_t r = begin; r < end; ++r) {
-        void* to = static_cast<char*>(prepared) + size_t(r) * prepared_bytes<Way>(inputs);
-        if constexpr (T == BF16 && std::is_same<typename Way::X, uint16_t>::value)
-            Way::prepare_same(static_cast<const uint16_t*>(x) + r * stride, inputs, static_cast<uint16_t*>(to));
-        else
-            Way::prepare([&](int64_t i) { return widen<V, T>(x, r * stride + i); }, inputs, static_cast<typename Way::X*>(to));
+        auto* to = reinterpret_cast<typename Way::X*>(static_cast<char*>(prepared) + size_t(r) * prepared_bytes<Way>(inputs));
+        for (int64_t at = 0; at < inputs; at += BLOCK) {
+            float some[BLOCK] = {};
+            for (int64_t i = 0; i < BLOCK && at + i < inputs; ++i) some[i] = widen<V, T>(x, r * stride + at + i);
+            if (activations == ROUNDED) round_block(some);
+            Way::prepare([&](int64_t i) { return some[i]; }, BLOCK, to + at);
+        }
     }
 }
 
@@ -196,9 +204,7 @@ struct IntegerSource {
         : weight(of.weight), count(of.inputs / BLOCK), m(of), groups(of.inputs / of.group), blocks(of.group / BLOCK) {}
     template <class V, class Way>
     void fill(int64_t output, int64_t first, int64_t here, float* scale, typename Way::Zero* zero) const {
-        const int64_t each = blocks / Way::unit;  // numbers filled in that a group is for
-        first /= Way::unit;
-        here /= Way::unit;
+        const int64_t each = blocks;
         const int64_t begin = each == 1 ? first : first / each, end = each == 1 ? first + here : (first + here - 1) / each + 1;
         const uint8_t* words = m.zeros + (output / 8 * groups + begin) * 4;
         const int shift = int(output % 8 * 4);
@@ -246,22 +252,16 @@ inline void grouped_block(const Source& from, const Rows& rows, int64_t output, 
         for (int r = 0; r < R; ++r) acc[r][o] = V::zero();
     }
     for (int64_t first = 0; first < count; first += SEGMENT) {
-        const int64_t here = count - first < SEGMENT ? count - first : SEGMENT, whole = here / Way::blocks * Way::blocks;
+        const int64_t here = count - first < SEGMENT ? count - first : SEGMENT;
         for (int o = 0; o < O; ++o) from.template fill<V, Way>(output + o, first, here, scale[o], zero[o]);
         if (!first)
             for (int o = 0; o < O; ++o) from.template ahead<V>(output + O + o);
-        for (int64_t i = 0; i < whole; i += Way::blocks) {
+        for (int64_t i = 0; i < here; ++i) {
             for (int o = 0; o < O; ++o) {
                 V::prefetch(w[o] + (first + i) * bytes + AHEAD);
-                loaded[o] = Way::load(w[o] + (first + i) * bytes, scale[o] + i / Way::unit, zero[o] + (Way::zeros ? i / Way::unit : 0));
+                loaded[o] = Way::load(w[o] + (first + i) * bytes, scale[o] + i, zero[o] + (Way::zeros ? i : 0));
             }
             for (int r = 0; r < R; ++r) Way::template add_scaled<O>(loaded, x[r] + (first + i) * BLOCK, acc[r]);
-        }
-        if (whole < here) {
-            for (int o = 0; o < O; ++o)
-                loaded[o] = Way::load_tail(w[o] + (first + whole) * bytes, scale[o] + whole, zero[o] + (Way::zeros ? whole : 0),
-                                           here - whole);
-            for (int r = 0; r < R; ++r) Way::template add_scaled<O>(loaded, x[r] + (first + whole) * BLOCK, acc[r]);
         }
     }
     for (int o = 0; o < O; ++o)
@@ -388,39 +388,50 @@ void integers_way(const Integers& m, int64_t begin, int64_t end, void* memory) {
     grouped<V, Way>(IntegerSource(m), rows, begin, end, memory, done);
 }
 
-template <class V, int T>
-void packed_of(const Packed& m, int64_t begin, int64_t end, void* memory) {
-    using Way = typename V::template Nibbles<T, MX>;
-    const Rows rows{m.prepared, int64_t(prepared_bytes<Way>(m.groups * GROUP)), nullptr, m.rows};
-    grouped<V, Way>(MxSource{m.blocks, m.scales, m.groups}, rows, begin, end, memory,
-                    [&](int64_t row, int64_t output, int64_t count, float* sums) { finish<V>(m, row, output, count, sums); });
-}
-
-template <class V, int T>
-void integers_of(const Integers& m, int64_t begin, int64_t end, void* memory) {
-    if (m.bits == 8) integers_way<V, typename V::template Bytes<T>>(m, begin, end, memory);
-    else if (m.group % 128 == 0) {
-        if (m.zeros) integers_way<V, typename V::template Nibbles<T, ZERO, 4>>(m, begin, end, memory);
-        else integers_way<V, typename V::template Nibbles<T, EIGHT, 4>>(m, begin, end, memory);
-    } else {
-        if (m.zeros) integers_way<V, typename V::template Nibbles<T, ZERO>>(m, begin, end, memory);
-        else integers_way<V, typename V::template Nibbles<T, EIGHT>>(m, begin, end, memory);
+// Products with packed weights in float32.
+template <class V>
+struct InFloat {
+    using Bytes = BytesWidened<V>;
+    template <Code C>
+    using Nibbles = NibblesWidened<V, C>;
+    // Both ways prepare a number as one of float32.
+    static size_t bytes(int64_t inputs) { return prepared_bytes<Bytes>(inputs); }
+    static size_t memory(int64_t inputs);  // in many.h
+    template <int T, bool nibbles>
+    static void prepare(int activations, int64_t begin, int64_t end, const void* x, int64_t stride, int64_t inputs, void* to) {
+        if (nibbles) prepare_rows<V, Nibbles<MX>, T>(activations, begin, end, x, stride, inputs, to);
+        else prepare_rows<V, Bytes, T>(activations, begin, end, x, stride, inputs, to);
     }
+    template <class Done>
+    static void product(const MxSource& from, const Rows& rows, int64_t begin, int64_t end, void* memory, Done done) {
+        grouped<V, Nibbles<MX>>(from, rows, begin, end, memory, done);
+    }
+    static void integers(const Integers& m, int64_t begin, int64_t end, void* memory) {
+        if (m.bits == 8) integers_way<V, Bytes>(m, begin, end, memory);
+        else if (m.zeros) integers_way<V, Nibbles<ZERO>>(m, begin, end, memory);
+        else integers_way<V, Nibbles<EIGHT>>(m, begin, end, memory);
+    }
+};
+
+template <class V, class Ways>
+void packed_of(const Packed& m, int64_t begin, int64_t end, void* memory) {
+    const Rows rows{m.prepared, int64_t(Ways::bytes(m.groups * GROUP)), nullptr, m.rows};
+    Ways::product(MxSource{m.blocks, m.scales, m.groups}, rows, begin, end, memory,
+                  [&](int64_t row, int64_t output, int64_t count, float* sums) { finish<V>(m, row, output, count, sums); });
 }
 
 // ---- routed experts ----------------------------------------------------------------------------------------------
 
 // Choices are sorted by expert; a product is one of an expert's weights and all rows that chose it.
-template <class V, int T>
+template <class V, class Ways, int T>
 void experts_inner_of(const Experts& m, int64_t begin, int64_t end, void* memory) {
-    using Way = typename V::template Nibbles<T, MX>;
     const int64_t groups = m.hidden / GROUP;
     while (begin < end) {
         const int64_t asked = begin / m.inner, first = begin % m.inner;
         const int64_t last = end - begin < m.inner - first ? first + (end - begin) : m.inner;
         const int64_t start = m.starts[asked], weights = m.asked[asked] * 2 * m.inner;  // gates and ups stand in turn
         const MxSource from{m.gate_up_blocks + weights * groups * GROUP_BYTES, m.gate_up_scales + weights * groups, groups};
-        const Rows rows{m.prepared, int64_t(prepared_bytes<Way>(m.hidden)), m.rows_of + start, m.starts[asked + 1] - start};
+        const Rows rows{m.prepared, int64_t(Ways::bytes(m.hidden)), m.rows_of + start, m.starts[asked + 1] - start};
         float gates[FEW_ROWS];
         auto swiglu = [&](int64_t row, int64_t output, float gate, float up) {
             // as clamping in torch does, a NaN stays one
@@ -428,7 +439,7 @@ void experts_inner_of(const Experts& m, int64_t begin, int64_t end, void* memory
             up = up > m.limit ? m.limit : up < -m.limit ? -m.limit : up;
             m.values[(start + row) * m.inner + output / 2] = (up + 1) * gate / (1 + std::exp(-m.alpha * gate));
         };
-        grouped<V, Way>(from, rows, 2 * first, 2 * last, memory, [&](int64_t row, int64_t output, int64_t count, float* sums) {
+        Ways::product(from, rows, 2 * first, 2 * last, memory, [&](int64_t row, int64_t output, int64_t count, float* sums) {
             for (int64_t i = 0; i < count; ++i) sums[i] += widen<V, T>(m.gate_up_bias, weights + output + i);
             if (count == 1 && output % 2) swiglu(row, output, gates[row], sums[0]);
             else if (count == 1) gates[row] = sums[0];
@@ -439,10 +450,9 @@ void experts_inner_of(const Experts& m, int64_t begin, int64_t end, void* memory
     }
 }
 
-template <class V, int T>
+template <class V, class Ways, int T>
 void experts_outer_of(const Experts& m, int64_t begin, int64_t end, void* memory) {
-    using Way = typename V::template Nibbles<T, MX>;
-    const int64_t groups = m.inner / GROUP, bytes = int64_t(prepared_bytes<Way>(m.inner));
+    const int64_t groups = m.inner / GROUP, bytes = int64_t(Ways::bytes(m.inner));
     float few[FEW_ROWS * OUTER];
     auto* total = m.rows <= FEW_ROWS ? few : static_cast<float*>(memory);  // (rows, OUTER)
     char* rest = static_cast<char*>(memory);
@@ -454,7 +464,7 @@ void experts_outer_of(const Experts& m, int64_t begin, int64_t end, void* memory
             const int64_t start = m.starts[asked], weights = m.asked[asked] * m.hidden;
             const MxSource from{m.down_blocks + weights * groups * GROUP_BYTES, m.down_scales + weights * groups, groups};
             const Rows rows{static_cast<const char*>(m.prepared_values) + start * bytes, bytes, nullptr, m.starts[asked + 1] - start};
-            grouped<V, Way>(from, rows, begin, stop, rest, [&](int64_t row, int64_t output, int64_t count, float* sums) {
+            Ways::product(from, rows, begin, stop, rest, [&](int64_t row, int64_t output, int64_t count, float* sums) {
                 float* to = total + m.rows_of[start + row] * OUTER + (output - begin);
                 const float weight = m.weights[start + row];
                 for (int64_t i = 0; i < count; ++i) to[i] += weight * (sums[i] + widen<V, T>(m.down_bias, weights + output + i));

@@ -10,6 +10,9 @@ namespace quintet {
 
 enum Type : int { FP32 = 0, BF16 = 1, FP16 = 2 };
 
+// What packed weights are multiplied with: x as it is, or rounded to 8 bits in blocks of 32 inputs.
+enum Activations : int { AS_THEY_ARE = 0, ROUNDED = 1 };
+
 // Numbers that may start at any byte, as in a mapped file.
 typedef float Loose32 __attribute__((aligned(1)));
 typedef uint16_t Loose16 __attribute__((aligned(1)));
@@ -33,7 +36,7 @@ struct Matvec {
 
 // The same with a weight in MXFP4: blocks (outputs, G, 16) and scales (outputs, G), both contiguous.
 struct Packed {
-    int type;
+    int type, activations;
     int64_t rows, groups, outputs;
     const uint8_t* blocks;
     const uint8_t* scales;
@@ -47,7 +50,7 @@ struct Packed {
 // The same with a weight of whole numbers, each times the scale of its group. 8 bits: signed bytes (outputs, inputs), and
 // zeros null. 4 bits: two in a byte, the first in its low half, as code - zero; inputs and group are multiples of 32.
 struct Integers {
-    int type, bits, scale_type;
+    int type, bits, scale_type, activations;
     int64_t rows, inputs, outputs;
     int64_t group;          // inputs that share a scale: a multiple of 32 that divides inputs, or inputs
     const uint8_t* weight;  // contiguous
@@ -60,12 +63,12 @@ struct Integers {
     void* prepared;
 };
 
-constexpr int64_t OUTER = 48;  // outputs of experts that a thread sums up at a time
+constexpr int64_t OUTER = 64;  // outputs of experts that a thread sums up at a time
 
 // Rows through the experts that they choose: gate and up (E, 2F, ...), clamped SwiGLU, down (E, D, ...), sum of weights *
 // results. Choices are sorted by expert; those of a row are summed up in that order.
 struct Experts {
-    int type;
+    int type, activations;
     int64_t rows, chosen, hidden, inner;  // chosen: n k of all rows; D and F are multiples of 32
     const uint8_t *gate_up_blocks, *gate_up_scales;
     const void* gate_up_bias;             // (E, 2F)
@@ -92,13 +95,12 @@ struct Level {
     // Bytes of memory that a thread needs for more than FEW_ROWS rows.
     size_t (*matvec_memory)(int type, int64_t inputs);
     void (*matvec)(const Matvec&, int64_t begin, int64_t end, void* memory);
-    size_t (*packed_bytes)(int type, int64_t groups);
+    // Of weights of 8 and 4 bits, whatever the format: bytes of a prepared row, and memory of a thread.
+    size_t (*packed_bytes)(int type, int activations, int64_t inputs);
+    size_t (*packed_memory)(int type, int activations, int64_t inputs);
     void (*packed_prepare)(const Packed&);
-    size_t (*packed_memory)(int type, int64_t groups);
     void (*packed)(const Packed&, int64_t begin, int64_t end, void* memory);
-    size_t (*integers_bytes)(int bits, int type, int64_t inputs);
     void (*integers_prepare)(const Integers&);
-    size_t (*integers_memory)(int type, int64_t inputs);
     void (*integers)(const Integers&, int64_t begin, int64_t end, void* memory);
     // Ranges of rows; of count * F; of chosen; of D. Memory is what `packed` needs, and OUTER floats for each row.
     void (*experts_prepare)(const Experts&, int64_t begin, int64_t end, void*);

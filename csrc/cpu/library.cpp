@@ -253,7 +253,7 @@ bool has_level(const char* name) {
     if (!std::strcmp(name, "avx512"))
         return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-               __builtin_cpu_supports("avx512bf16");
+               __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
 #endif
     return find_level(name) != nullptr;
 }
@@ -271,6 +271,8 @@ bool sane(int type, int64_t rows, int64_t inputs, int64_t outputs, int64_t x_str
     return level && type >= FP32 && type <= FP16 && rows >= 1 && inputs >= 1 && fits(rows, inputs) && fits(outputs, inputs) &&
            fits(rows, outputs) && fits(rows, x_stride);
 }
+
+bool known(int activations) { return activations == AS_THEY_ARE || activations == ROUNDED; }
 
 // Whether there is memory behind all of these; of no outputs there need not be.
 bool given(int64_t outputs, std::initializer_list<const void*> all) {
@@ -292,13 +294,13 @@ int panel(M& m, size_t prepared, void (*prepare)(const M&), size_t memory, void 
             [](const void* a, int64_t begin, int64_t end) {
                 static_cast<const Call*>(a)->work(*static_cast<const Call*>(a)->m, begin, end, nullptr);
             },
-            &call, m.outputs, bytes_each, threads);
+            &call, m.outputs, bytes_each, threads, m.rows > 1 ? 32 : 16);
         return DONE;
     }
     Plan planned = plan(m.outputs, bytes_each, threads);
     // arithmetic is the limit: pieces of equal size
-    const int64_t size = m.outputs / (4 * (threads > 1 ? threads : 1)) / 12 * 12;
-    planned.chunk = size < 12 ? 12 : size > 96 ? 96 : size;
+    const int64_t size = m.outputs / (4 * (threads > 1 ? threads : 1)) / 32 * 32;
+    planned.chunk = size < 32 ? 32 : size > 96 ? 96 : size;
     const int64_t pieces = (m.outputs + planned.chunk - 1) / planned.chunk;
     if (planned.threads > pieces) planned.threads = pieces;
     const size_t of_x = aligned(prepared * size_t(m.rows)), each = aligned(memory);
@@ -344,10 +346,11 @@ constexpr int64_t EXPERT_PANEL = 512;
 int expert_panel(Experts& m, int64_t experts, int64_t chosen, const int64_t* indices, const float* weights, int64_t threads) {
     const size_t ints = aligned(size_t(2 * experts + 2 + m.chosen + experts) * sizeof(int64_t));
     const size_t shares = aligned(size_t(m.chosen) * sizeof(float));
-    const size_t of_x = aligned(level->packed_bytes(m.type, m.hidden / GROUP) * size_t(m.rows));
+    const size_t of_x = aligned(level->packed_bytes(m.type, m.activations, m.hidden) * size_t(m.rows));
     const size_t of_values = aligned(size_t(m.chosen * m.inner) * sizeof(float));
-    const size_t of_prepared = aligned(level->packed_bytes(m.type, m.inner / GROUP) * size_t(m.chosen));
-    const size_t for_x = level->packed_memory(m.type, m.hidden / GROUP), for_values = level->packed_memory(m.type, m.inner / GROUP);
+    const size_t of_prepared = aligned(level->packed_bytes(m.type, m.activations, m.inner) * size_t(m.chosen));
+    const size_t for_x = level->packed_memory(m.type, m.activations, m.hidden);
+    const size_t for_values = level->packed_memory(m.type, m.activations, m.inner);
     const size_t each = aligned(for_x > for_values ? for_x : for_values) + aligned(size_t(m.rows * OUTER) * sizeof(float));
     if (threads < 1) threads = 1;
     if (threads > 256) threads = 256;
@@ -385,9 +388,9 @@ int expert_panel(Experts& m, int64_t experts, int64_t chosen, const int64_t* ind
 #define QUINTET_EACH(name) \
     [](const void* a, int64_t begin, int64_t end) { level->name(*static_cast<const Experts*>(a), begin, end, nullptr); }
         level->experts_prepare(m, 0, m.rows, nullptr);
-        share(QUINTET_EACH(experts_inner), &m, inner_total, 2 * hidden_bytes, threads);
+        share(QUINTET_EACH(experts_inner), &m, inner_total, 2 * hidden_bytes, threads, 16);
         level->experts_between(m, 0, m.chosen, nullptr);
-        share(QUINTET_EACH(experts_outer), &m, m.hidden, down_bytes, threads);
+        share(QUINTET_EACH(experts_outer), &m, m.hidden, down_bytes, threads, 32);
         return DONE;
 #undef QUINTET_EACH
     }
@@ -436,42 +439,44 @@ int quintet_matvec(int type, int64_t rows, int64_t inputs, int64_t outputs, cons
                    inputs * element_bytes(type), threads);
 }
 
-int quintet_mxfp4_matvec(int type, int64_t rows, int64_t groups, int64_t outputs, const uint8_t* blocks,
+int quintet_mxfp4_matvec(int type, int activations, int64_t rows, int64_t groups, int64_t outputs, const uint8_t* blocks,
                          const uint8_t* scales, const void* x, int64_t x_stride, const void* bias, void* out,
                          int64_t threads) {
-    if (groups < 1 || groups > MOST / GROUP || !sane(type, rows, groups * GROUP, outputs, x_stride)) return BAD_SIZE;
+    if (groups < 1 || groups > MOST / GROUP || !sane(type, rows, groups * GROUP, outputs, x_stride) || !known(activations)) return BAD_SIZE;
     if (!given(outputs, {blocks, scales, x, out})) return BAD_SIZE;
-    Packed m{type, rows, groups, outputs, blocks, scales, x, x_stride, bias, out, nullptr};
-    return product(m, level->packed_bytes(type, groups), level->packed_prepare, level->packed_memory(type, groups), level->packed,
+    Packed m{type, activations, rows, groups, outputs, blocks, scales, x, x_stride, bias, out, nullptr};
+    return product(m, level->packed_bytes(type, activations, groups * GROUP), level->packed_prepare,
+                   level->packed_memory(type, activations, groups * GROUP), level->packed,
                    groups * (GROUP_BYTES + 1), threads);
 }
 
-int quintet_integers(int bits, int type, int scale_type, int64_t rows, int64_t inputs, int64_t outputs, int64_t group,
+int quintet_integers(int bits, int type, int scale_type, int activations, int64_t rows, int64_t inputs, int64_t outputs, int64_t group,
                      const uint8_t* weight, const void* scales, const uint8_t* zeros, const void* x, int64_t x_stride,
                      const void* bias, void* out, int64_t threads) {
-    if (!sane(type, rows, inputs, outputs, x_stride) || scale_type < FP32 || scale_type > FP16) return BAD_SIZE;
+    if (!sane(type, rows, inputs, outputs, x_stride) || scale_type < FP32 || scale_type > FP16 || !known(activations)) return BAD_SIZE;
     if (!given(outputs, {weight, scales, x, out})) return BAD_SIZE;
     if ((bits != 4 && bits != 8) || (bits == 8 && zeros) || group < 1 || group > inputs || inputs % group) return BAD_SIZE;
     if (group % 32 && (bits == 4 || group != inputs)) return BAD_SIZE;
-    Integers m{type, bits, scale_type, rows, inputs, outputs, group, weight, scales, zeros, x, x_stride, bias, out, nullptr};
-    return product(m, level->integers_bytes(bits, type, inputs), level->integers_prepare, level->integers_memory(type, inputs),
+    Integers m{type, bits, scale_type, activations, rows, inputs, outputs, group, weight, scales, zeros, x, x_stride, bias, out, nullptr};
+    return product(m, level->packed_bytes(type, activations, inputs), level->integers_prepare,
+                   level->packed_memory(type, activations, inputs),
                    level->integers, inputs * bits / 8 + inputs / group * element_bytes(scale_type), threads);
 }
 
 // `indices` and `weights` (rows, chosen) of each row in the order of its sum, which is by rising experts.
-int quintet_mxfp4_experts(int type, int64_t rows, int64_t experts, int64_t chosen, int64_t hidden, int64_t inner,
+int quintet_mxfp4_experts(int type, int activations, int64_t rows, int64_t experts, int64_t chosen, int64_t hidden, int64_t inner,
                           const uint8_t* gate_up_blocks, const uint8_t* gate_up_scales, const void* gate_up_bias,
                           const uint8_t* down_blocks, const uint8_t* down_scales, const void* down_bias,
                           const int64_t* indices, const float* weights, const void* x, void* out, float alpha,
                           float limit, int64_t threads) {
-    if (inner < 1 || inner > MOST / 2 || !sane(type, rows, hidden, 2 * inner, hidden)) return BAD_SIZE;
+    if (inner < 1 || inner > MOST / 2 || !sane(type, rows, hidden, 2 * inner, hidden) || !known(activations)) return BAD_SIZE;
     if (hidden % GROUP || inner % GROUP || chosen < 0 || chosen > 4096 || experts < 0 || experts > 65536) return BAD_SIZE;
     if (!given(1, {x, out}) || !given(chosen, {indices, weights})) return BAD_SIZE;
     if (!given(experts, {gate_up_blocks, gate_up_scales, gate_up_bias, down_blocks, down_scales, down_bias})) return BAD_SIZE;
     for (int64_t i = 0; i < rows * chosen; ++i)
         if (indices[i] < 0 || indices[i] >= experts) return BAD_EXPERT;
     Experts m{};
-    m.type = type, m.hidden = hidden, m.inner = inner, m.alpha = alpha, m.limit = limit;
+    m.type = type, m.activations = activations, m.hidden = hidden, m.inner = inner, m.alpha = alpha, m.limit = limit;
     m.gate_up_blocks = gate_up_blocks, m.gate_up_scales = gate_up_scales, m.gate_up_bias = gate_up_bias;
     m.down_blocks = down_blocks, m.down_scales = down_scales, m.down_bias = down_bias;
     const int64_t row_bytes = hidden * element_bytes(type);

@@ -80,6 +80,24 @@ inline size_t many_bytes(int64_t inputs) {
     return size_t(outputs_of_tile<typename Way::Loaded>(steps) * (steps | 1)) * sizeof(typename Way::Loaded);
 }
 
+// The ways without scales along the inputs, for tiles.
+template <class Way>
+struct Channel : Way {
+    using Loaded = typename Way::Values;
+    static constexpr int tile_outputs = 4;
+    template <int O>
+    static void add_scaled(const Loaded* w, const typename Way::X* x, typename Way::Acc* acc) {
+        for (int o = 0; o < O; ++o) acc[o] = Way::add(w[o], x, acc[o]);
+    }
+};
+
+template <class V>
+size_t InFloat<V>::memory(int64_t inputs) {  // whatever the format
+    size_t most = many_bytes<Nibbles<ZERO>>(inputs);
+    for (size_t bytes : {many_bytes<Bytes>(inputs), many_bytes<Channel<Bytes>>(inputs)}) most = bytes > most ? bytes : most;
+    return most;
+}
+
 template <class V, class Way, class Source, class Done>
 void many_grouped(const Source& from, const Rows& rows, int64_t begin, int64_t end, void* memory, Done done) {
     constexpr int64_t bytes = BLOCK * Way::bits / 8;
@@ -91,25 +109,11 @@ void many_grouped(const Source& from, const Rows& rows, int64_t begin, int64_t e
         for (int64_t first = 0; first < count; first += SEGMENT) {
             const int64_t part = count - first < SEGMENT ? count - first : SEGMENT;
             from.template fill<V, Way>(output, first, part, scale, zero);
-            int64_t i = 0;
-            for (; i + Way::blocks <= part; i += Way::blocks)
-                *to++ = Way::load(w + (first + i) * bytes, scale + i / Way::unit, zero + (Way::zeros ? i / Way::unit : 0));
-            if (i < part) *to++ = Way::load_tail(w + (first + i) * bytes, scale + i, zero + (Way::zeros ? i : 0), part - i);
+            for (int64_t i = 0; i < part; ++i) *to++ = Way::load(w + (first + i) * bytes, scale + i, zero + (Way::zeros ? i : 0));
         }
     };
     many_range<V, Way>(steps_of<Way>(count * BLOCK), rows, begin, end, memory, unpack, done);
 }
-
-// The ways without scales along the inputs, for tiles.
-template <class Way>
-struct Channel : Way {
-    using Loaded = typename Way::Values;
-    static constexpr int tile_outputs = 4;
-    template <int O>
-    static void add_scaled(const Loaded* w, const typename Way::X* x, typename Way::Acc* acc) {
-        for (int o = 0; o < O; ++o) acc[o] = Way::add(w[o], x, acc[o]);
-    }
-};
 
 template <class V, class Way, class Done>
 void many_channel(const Integers& m, int64_t begin, int64_t end, void* memory, Done done) {

@@ -86,10 +86,6 @@ struct Neon {
     static void prefetch(const void* from) { __builtin_prefetch(from); }
     template <int T>
     using Way = Widened<Neon, T>;
-    template <int T>
-    using Bytes = BytesWidened<Neon>;
-    template <int T, Code C, int U = 1>
-    using Nibbles = NibblesWidened<Neon, C>;
 };
 
 }  // namespace

@@ -92,10 +92,6 @@ struct Portable {
     static void prefetch(const void*) {}
     template <int T>
     using Way = Widened<Portable, T>;
-    template <int T>
-    using Bytes = BytesWidened<Portable>;
-    template <int T, Code C, int U = 1>
-    using Nibbles = NibblesWidened<Portable, C>;
 };
 
 }  // namespace

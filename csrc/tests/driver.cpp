@@ -17,13 +17,13 @@ int quintet_choose(const char* name);
 const char* quintet_runtime();
 int quintet_matvec(int type, int64_t rows, int64_t inputs, int64_t outputs, const void* weight, int64_t weight_stride,
                    const void* x, int64_t x_stride, const void* bias, void* out, int64_t threads);
-int quintet_mxfp4_matvec(int type, int64_t rows, int64_t groups, int64_t outputs, const uint8_t* blocks,
+int quintet_mxfp4_matvec(int type, int activations, int64_t rows, int64_t groups, int64_t outputs, const uint8_t* blocks,
                          const uint8_t* scales, const void* x, int64_t x_stride, const void* bias, void* out,
                          int64_t threads);
-int quintet_integers(int bits, int type, int scale_type, int64_t rows, int64_t inputs, int64_t outputs, int64_t group,
+int quintet_integers(int bits, int type, int scale_type, int activations, int64_t rows, int64_t inputs, int64_t outputs, int64_t group,
                      const uint8_t* weight, const void* scales, const uint8_t* zeros, const void* x, int64_t x_stride,
                      const void* bias, void* out, int64_t threads);
-int quintet_mxfp4_experts(int type, int64_t rows, int64_t experts, int64_t chosen, int64_t hidden, int64_t inner,
+int quintet_mxfp4_experts(int type, int activations, int64_t rows, int64_t experts, int64_t chosen, int64_t hidden, int64_t inner,
                           const uint8_t* gate_up_blocks, const uint8_t* gate_up_scales, const void* gate_up_bias,
                           const uint8_t* down_blocks, const uint8_t* down_scales, const void* down_bias,
                           const int64_t* indices, const float* weights, const void* x, void* out, float alpha,
@@ -55,7 +55,7 @@ void fail(const char* what, const char* why, int type, int64_t rows, int64_t inp
 // Rows, sizes and where x lies: what all products share. `large` ones are worth several threads.
 struct Product {
     Random& random;
-    int type;
+    int type, activations = 0;
     int64_t rows, inputs, outputs, x_stride;
     bool biased;
 
@@ -79,10 +79,16 @@ struct Product {
         const char* given = biased ? bias.data() : nullptr;
         const int64_t threads = random.one_in(3) ? 1 : random.one_in(5) ? 1000 : random.between(0, 5);
         if (const int code = call(rows, x.data(), given, out.data(), threads)) return fail(name, "refused", type, rows, inputs, outputs, code, 0);
+        std::vector<double> given_as;  // what x is multiplied as
+        for (int64_t r = 0; r < rows; ++r)
+            for (int64_t i = 0; i < inputs; ++i) {
+                auto get = [&](int64_t at) { return x.get(type, r * x_stride + at); };
+                given_as.push_back(activations ? in_8_bits(get, inputs, i) : get(i));
+            }
         for (int64_t o = 0; o < outputs; ++o)
             for (int64_t r = 0; r < rows; ++r) {
                 Sum exact;
-                for (int64_t i = 0; i < inputs; ++i) exact.add(weight(o, i) * x.get(type, r * x_stride + i));
+                for (int64_t i = 0; i < inputs; ++i) exact.add(weight(o, i) * given_as[size_t(r * inputs + i)]);
                 if (biased) exact.add(bias.get(type, o));
                 const double got = out.get(type, r * outputs + o);
                 if (!(std::fabs(got - exact.value) <= bound(type, exact, 2e-6)))
@@ -128,10 +134,11 @@ struct Mxfp4 {
 
 void check_mxfp4(Random& random, bool large) {
     Product p(random, 32, large);
+    p.activations = int(random.below(2));
     Mxfp4 w(random, p.outputs, p.inputs / 32, 120, 130);
     p.check("mxfp4_matvec",
             [&](int64_t rows, const void* x, const void* bias, void* out, int64_t threads) {
-                return quintet_mxfp4_matvec(p.type, rows, w.groups, p.outputs, w.blocks.bytes(), w.scales.bytes(), x, p.x_stride, bias, out, threads);
+                return quintet_mxfp4_matvec(p.type, p.activations, rows, w.groups, p.outputs, w.blocks.bytes(), w.scales.bytes(), x, p.x_stride, bias, out, threads);
             },
             [&](int64_t o, int64_t i) { return w.get(o, i); });
 }
@@ -140,6 +147,7 @@ void check_integers(Random& random, bool large) {
     const int bits = random.one_in(2) ? 8 : 4, scale_type = int(random.below(3));
     const bool channel = random.one_in(3), zeros = bits == 4 && random.one_in(2);
     Product p(random, bits == 8 && channel ? 1 : 32, large);
+    p.activations = int(random.below(2));
     int64_t group = p.inputs;
     if (!channel) {
         group = 32 * random.between(1, p.inputs / 32);
@@ -152,7 +160,7 @@ void check_integers(Random& random, bool large) {
     w.fill(random), scales.numbers(scale_type, random), points.fill(random);
     p.check(bits == 8 ? "int8_linear" : "int4_linear",
             [&](int64_t rows, const void* x, const void* bias, void* out, int64_t threads) {
-                return quintet_integers(bits, p.type, scale_type, rows, p.inputs, p.outputs, group, w.bytes(), scales.data(),
+                return quintet_integers(bits, p.type, scale_type, p.activations, rows, p.inputs, p.outputs, group, w.bytes(), scales.data(),
                                         zeros ? points.bytes() : nullptr, x, p.x_stride, bias, out, threads);
             },
             [&](int64_t o, int64_t i) {
@@ -186,7 +194,7 @@ void check_head(Random& random, bool large) {
     Buffer all(size_t(p.rows * p.outputs) * number, false), values(size_t(p.rows * wanted) * 4, false), indices(size_t(p.rows * wanted) * 8, false);
     Buffer sums(size_t(p.rows) * 4, false);
     const bool summed = random.one_in(2);
-    int code = bits ? quintet_integers(bits, p.type, scale_type, p.rows, p.inputs, p.outputs, p.inputs / groups, w.bytes(), scales.data(), zero,
+    int code = bits ? quintet_integers(bits, p.type, scale_type, 0, p.rows, p.inputs, p.outputs, p.inputs / groups, w.bytes(), scales.data(), zero,
                                        x.data(), p.x_stride, added, all.data(), 1)
                     : quintet_matvec(p.type, p.rows, p.inputs, p.outputs, w.data(), stride, x.data(), p.x_stride, added, all.data(), 1);
     if (!code)
@@ -218,17 +226,21 @@ void check_head(Random& random, bool large) {
 struct Expert {
     const Mxfp4 &into, &down;
     const Buffer &into_bias, &down_bias;
-    int type;
+    int type, activations;
     int64_t hidden, inner;
     float alpha, limit;
     void add(int64_t expert, double weight, const Buffer& x, int64_t row, Sum* to) const {
-        std::vector<double> values;
+        std::vector<double> said, values;
+        for (int64_t i = 0; i < hidden; ++i) {
+            auto get = [&](int64_t at) { return x.get(type, row * hidden + at); };
+            said.push_back(activations ? in_8_bits(get, hidden, i) : get(i));
+        }
         for (int64_t f = 0; f < inner; ++f) {
             double both[2];
             for (int64_t side = 0; side < 2; ++side) {
                 const int64_t at = expert * 2 * inner + 2 * f + side;
                 both[side] = into_bias.get(type, at);
-                for (int64_t i = 0; i < hidden; ++i) both[side] += into.get(at, i) * x.get(type, row * hidden + i);
+                for (int64_t i = 0; i < hidden; ++i) both[side] += into.get(at, i) * said[size_t(i)];
                 both[side] = both[side] > limit ? limit : side && both[side] < -limit ? -limit : both[side];
             }
             values.push_back((both[1] + 1) * both[0] / (1 + std::exp(-alpha * both[0])));
@@ -242,7 +254,7 @@ struct Expert {
 };
 
 void check_experts(Random& random, bool large) {
-    const int type = int(random.below(3));
+    const int type = int(random.below(3)), activations = int(random.below(2));
     const int64_t rows = random.one_in(2) ? 1 : random.between(1, random.one_in(2) ? 4 : ROWS), experts = random.between(1, 5);
     const int64_t chosen = random.between(0, 3), hidden = 32 * random.between(1, large ? 12 : 3), inner = 32 * random.between(1, large ? 12 : 4);
     Mxfp4 into(random, experts * 2 * inner, hidden / 32, 116, 122), down(random, experts * hidden, inner / 32, 116, 122);
@@ -254,10 +266,10 @@ void check_experts(Random& random, bool large) {
     std::vector<int64_t> who;
     for (int64_t i = 0; i < rows * chosen; ++i) who.push_back(random.below(experts));
     if (chosen) std::memcpy(indices.data(), who.data(), indices.size());
-    const Expert expert{into, down, into_bias, down_bias, type, hidden, inner, 1.5f, 3};
+    const Expert expert{into, down, into_bias, down_bias, type, activations, hidden, inner, 1.5f, 3};
     const int64_t threads = random.between(0, 5);
     auto call = [&](int64_t count, int64_t row, char* to) {
-        return quintet_mxfp4_experts(type, count, experts, chosen, hidden, inner, into.blocks.bytes(), into.scales.bytes(), into_bias.data(),
+        return quintet_mxfp4_experts(type, activations, count, experts, chosen, hidden, inner, into.blocks.bytes(), into.scales.bytes(), into_bias.data(),
                                      down.blocks.bytes(), down.scales.bytes(), down_bias.data(),
                                      reinterpret_cast<const int64_t*>(indices.data()) + row * chosen,
                                      reinterpret_cast<const float*>(weights.data()) + row * chosen,
@@ -270,8 +282,8 @@ void check_experts(Random& random, bool large) {
             expert.add(who[size_t(row * chosen + c)], weights.get(FP32, row * chosen + c), x, row, exact.data());
         for (int64_t d = 0; d < hidden; ++d) {
             const double got = out.get(type, row * hidden + d), wanted = exact[size_t(d)].value;
-            // where products are made of bfloat16, values between both are rounded to it
-            if (!(std::fabs(got - wanted) <= bound(type, exact[size_t(d)], type == BF16 ? 0x1p-8 : 1e-5)))
+            // values between both are rounded to 8 or 16 bits
+            if (!(std::fabs(got - wanted) <= bound(type, exact[size_t(d)], activations ? 0x1p-6 : 1e-4)))
                 return fail("mxfp4_experts", "wrong", type, rows, hidden, inner, got, wanted);
         }
     }
@@ -314,21 +326,25 @@ void check_refusals() {
             a[at] = bad;
             const int type = int(a[0]);
             wanted("matvec", quintet_matvec(type, a[1], a[2], a[3], nullptr, a[4], nullptr, a[4], nullptr, nullptr, 1));
-            wanted("mxfp4_matvec", quintet_mxfp4_matvec(type, a[1], a[2], a[3], nullptr, nullptr, nullptr, a[4], nullptr, nullptr, 1));
+            wanted("mxfp4_matvec", quintet_mxfp4_matvec(type, 0, a[1], a[2], a[3], nullptr, nullptr, nullptr, a[4], nullptr, nullptr, 1));
             for (int bits : {4, 8})
-                wanted("integers", quintet_integers(bits, type, FP32, a[1], a[2], a[3], a[5], nullptr, nullptr, nullptr, nullptr, a[4], nullptr, nullptr, 1));
+                wanted("integers", quintet_integers(bits, type, FP32, 0, a[1], a[2], a[3], a[5], nullptr, nullptr, nullptr, nullptr, a[4], nullptr, nullptr, 1));
         }
     for (int type : {-1, 3, 1 << 20}) {
         wanted("matvec", quintet_matvec(type, 1, 1, 1, nullptr, 1, nullptr, 1, nullptr, nullptr, 1));
-        wanted("integers", quintet_integers(8, 0, type, 1, 32, 1, 32, nullptr, nullptr, nullptr, nullptr, 32, nullptr, nullptr, 1));
+        wanted("integers", quintet_integers(8, 0, type, 0, 1, 32, 1, 32, nullptr, nullptr, nullptr, nullptr, 32, nullptr, nullptr, 1));
+    }
+    for (int activations : {-1, 2, 1 << 20}) {
+        wanted("mxfp4_matvec", quintet_mxfp4_matvec(0, activations, 1, 1, 1, nullptr, nullptr, nullptr, 32, nullptr, nullptr, 1));
+        wanted("integers", quintet_integers(8, 0, 0, activations, 1, 32, 1, 32, nullptr, nullptr, nullptr, nullptr, 32, nullptr, nullptr, 1));
     }
     const uint8_t byte = 0;
-    wanted("integers", quintet_integers(3, 0, 0, 1, 32, 1, 32, nullptr, nullptr, nullptr, nullptr, 32, nullptr, nullptr, 1));
-    wanted("integers", quintet_integers(8, 0, 0, 1, 32, 1, 32, nullptr, nullptr, &byte, nullptr, 32, nullptr, nullptr, 1));
+    wanted("integers", quintet_integers(3, 0, 0, 0, 1, 32, 1, 32, nullptr, nullptr, nullptr, nullptr, 32, nullptr, nullptr, 1));
+    wanted("integers", quintet_integers(8, 0, 0, 0, 1, 32, 1, 32, nullptr, nullptr, &byte, nullptr, 32, nullptr, nullptr, 1));
     for (int64_t group : {0, 3, 16, 24, 33, 64})
-        for (int bits : {4, 8}) wanted("integers", quintet_integers(bits, 0, 0, 1, 48, 1, group, nullptr, nullptr, nullptr, nullptr, 48, nullptr, nullptr, 1));
+        for (int bits : {4, 8}) wanted("integers", quintet_integers(bits, 0, 0, 0, 1, 48, 1, group, nullptr, nullptr, nullptr, nullptr, 48, nullptr, nullptr, 1));
     for (int64_t expert : {int64_t(-1), int64_t(2), INT64_MAX, INT64_MIN})
-        wanted("experts", quintet_mxfp4_experts(0, 1, 2, 1, 32, 32, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, &expert, nullptr, nullptr, nullptr, 1, 1, 1));
+        wanted("experts", quintet_mxfp4_experts(0, 0, 1, 2, 1, 32, 32, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, &expert, nullptr, nullptr, nullptr, 1, 1, 1));
     for (int64_t bad : sizes)
         for (int at = 1; at < 7; ++at) {
             int64_t a[7] = {0, 1, 32, 32, 32, 32, 1};
@@ -345,9 +361,9 @@ void check_refusals() {
     wanted("matvec", quintet_matvec(0, 1, 32, 1, numbers, 32, nullptr, 32, nullptr, numbers, 1));
     wanted("matvec", quintet_matvec(0, 1, 32, 1, numbers, 32, numbers, 32, nullptr, nullptr, 1));
     const auto* bytes = reinterpret_cast<const uint8_t*>(numbers);
-    wanted("mxfp4_matvec", quintet_mxfp4_matvec(0, 1, 1, 1, bytes, nullptr, numbers, 32, nullptr, numbers, 1));
-    wanted("mxfp4_matvec", quintet_mxfp4_matvec(0, 1, 1, 1, nullptr, bytes, numbers, 32, nullptr, numbers, 1));
-    wanted("integers", quintet_integers(8, 0, 0, 1, 32, 1, 32, bytes, nullptr, nullptr, numbers, 32, nullptr, numbers, 1));
+    wanted("mxfp4_matvec", quintet_mxfp4_matvec(0, 0, 1, 1, 1, bytes, nullptr, numbers, 32, nullptr, numbers, 1));
+    wanted("mxfp4_matvec", quintet_mxfp4_matvec(0, 0, 1, 1, 1, nullptr, bytes, numbers, 32, nullptr, numbers, 1));
+    wanted("integers", quintet_integers(8, 0, 0, 0, 1, 32, 1, 32, bytes, nullptr, nullptr, numbers, 32, nullptr, numbers, 1));
 }
 
 void check_all(const char* level, uint64_t seed, int64_t cases) {

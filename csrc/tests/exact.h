@@ -113,6 +113,15 @@ private:
     char *base_, *data_;
 };
 
+// A number of a row of `count` as 8 bits hold it: a multiple of a 127th of the largest of its block of 32.
+template <class Get>
+double in_8_bits(Get get, int64_t count, int64_t index) {
+    float largest = 0;
+    for (int64_t i = index / 32 * 32; i < count && i < index / 32 * 32 + 32; ++i) largest = std::fmax(largest, std::fabs(float(get(i))));
+    const float scale = largest / 127;
+    return scale == 0 ? 0 : double(std::nearbyint(float(get(index)) / scale)) * scale;
+}
+
 // What a sum should be, and the sizes of what was added.
 struct Sum {
     double value = 0, sizes = 0;

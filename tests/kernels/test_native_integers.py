@@ -153,28 +153,30 @@ def test_what_is_not_taken() -> None:
 def test_numbers_that_would_run_wild_are_refused() -> None:
     found, nothing = library(), torch.zeros(64)
     at = nothing.data_ptr()
-    fine = [8, 0, 0, 1, 64, 1, 64, at, at, None, at, 64, None, at, 1]
+    fine = [8, 0, 0, 0, 1, 64, 1, 64, at, at, None, at, 64, None, at, 1]
     assert found.quintet_integers(*fine) == 0
     wrong = [
         (0, 5),
         (1, 3),
         (2, -1),
         (2, 3),
-        (3, 0),
-        (3, 1 << 40),
-        (4, -1),
+        (3, -1),
+        (3, 2),
+        (4, 0),
+        (4, 1 << 40),
         (5, -1),
-        (6, 0),
-        (6, 48),
-        (6, 16),
-        (6, 128),
-        (9, at),
+        (6, -1),
+        (7, 0),
+        (7, 48),
+        (7, 16),
+        (7, 128),
+        (10, at),
     ]
-    for place, value in [*wrong, (11, -1)]:
+    for place, value in [*wrong, (12, -1)]:
         assert found.quintet_integers(*fine[:place], value, *fine[place + 1 :]) == 1, (place, value)
     four = [4, *fine[1:]]
-    assert found.quintet_integers(*four[:4], 48, 1, 48, *four[7:]) == 1
-    library().quintet_integers(*four[:5], 0, *four[6:])  # no outputs
+    assert found.quintet_integers(*four[:5], 48, 1, 48, *four[8:]) == 1
+    library().quintet_integers(*four[:6], 0, *four[7:])  # no outputs
 
 
 @given(outputs=st.integers(1, 20), words=st.integers(1, 6), seed=st.integers(0, 99))

@@ -276,7 +276,7 @@ def test_numbers_that_would_run_wild_are_refused() -> None:
     at = nothing.data_ptr()
     for kind, rows, inputs, outputs in ((0, 0, 1, 1), (0, 1 << 40, 1, 1), (3, 1, 1, 1), (0, 1, -1, 1), (0, 1, 1, -1)):
         assert found.quintet_matvec(kind, rows, inputs, outputs, at, 1, at, 1, None, at, 1) == 1
-        assert found.quintet_mxfp4_matvec(kind, rows, inputs, outputs, at, at, at, 1, None, at, 1) == 1
+        assert found.quintet_mxfp4_matvec(kind, 0, rows, inputs, outputs, at, at, at, 1, None, at, 1) == 1
     with pytest.raises(RuntimeError, match=r"refused its arguments \(code 1\)"):
         check(1)
     with pytest.raises(MemoryError):

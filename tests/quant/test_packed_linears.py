@@ -196,7 +196,7 @@ def test_what_is_asked_for_is_checked() -> None:
         ({"group_size": 48}, "group_size is 48, but must be a multiple of 32"),
         ({"group_size": "big"}, "group_size is 'big', but must be an integer"),
         ({"symmetric": False}, "symmetric=False is for 4 bits"),
-        ({"activations": "int4"}, "activations is 'int4', but must be 'bf16' or 'int8'"),
+        ({"activations": "int4"}, "activations is 'int4', but must be one of 'auto', 'bf16', 'int8'"),
         ({"dequantize": 1}, "dequantize=1 must be True or False"),
         ({"modules_to_not_convert": "lm_head"}, "must be a list of module paths"),
     ):

@@ -11,11 +11,12 @@ import torch
 
 from quintet.errors import InputError
 from quintet.kernels.linear import TYPES
-from quintet.kernels.loader import check, library
+from quintet.kernels.loader import FEW_ROWS, check, has_byte_products, library
 from quintet.kernels.packing import WORD, dequantize_int4, dequantize_int8
 
 __all__ = [
     "ACTIVATIONS",
+    "activations_for",
     "int4_linear",
     "int4_linear_reference",
     "int8_linear",
@@ -38,9 +39,18 @@ def _native(
     scale: torch.Tensor,
     zero_point: torch.Tensor | None,
     bias: torch.Tensor | None,
+    activations: str,
 ) -> torch.Tensor | None:
     native, kind, scale_kind = library(), TYPES.get(x.dtype), TYPES.get(scale.dtype)
-    if native is None or kind is None or scale_kind is None or x.dim() == 0 or not x.is_cpu or weight.dim() != 2:
+    if (
+        native is None
+        or kind is None
+        or scale_kind is None
+        or activations not in ACTIVATIONS
+        or x.dim() == 0
+        or not x.is_cpu
+        or weight.dim() != 2
+    ):
         return None
     outputs, inputs = weight.shape[0], x.shape[-1]
     rows = x.numel() // inputs if inputs else 0
@@ -70,8 +80,9 @@ def _native(
     out = torch.empty((*x.shape[:-1], outputs), dtype=x.dtype)
     check(
         native.quintet_integers(
-            *(bits, kind, scale_kind, rows, inputs, outputs, group, weight.data_ptr(), scale.data_ptr(), zeros),
-            *(x.data_ptr(), inputs, added, out.data_ptr(), torch.get_num_threads()),
+            *(bits, kind, scale_kind, ACTIVATIONS.index(activations), rows, inputs, outputs, group),
+            *(weight.data_ptr(), scale.data_ptr(), zeros, x.data_ptr(), inputs, added, out.data_ptr()),
+            torch.get_num_threads(),
         )
     )
     return out
@@ -89,9 +100,9 @@ def native_int8_linear(
     For inference: no gradient flows, and no dispatcher is asked. It takes rows of float32, bfloat16 or float16 on a
     CPU, scales of any of these types, groups of a multiple of 32 or one scale per output, tensors in one piece.
     """
-    if activations != "bf16" or weight.dtype != torch.int8:
+    if weight.dtype != torch.int8:
         return None
-    return _native(8, x, weight, scale, None, bias)
+    return _native(8, x, weight, scale, None, bias, activations)
 
 
 def native_int4_linear(
@@ -103,9 +114,27 @@ def native_int4_linear(
     activations: str = "bf16",
 ) -> torch.Tensor | None:
     """Return `int4_linear` by the native kernel, or None where it does not take it; as `native_int8_linear`."""
-    if activations != "bf16" or packed.dtype != torch.int32:
+    if packed.dtype != torch.int32:
         return None
-    return _native(4, x, packed, scale, zero_point, bias)
+    return _native(4, x, packed, scale, zero_point, bias, activations)
+
+
+def activations_for(choice: str, rows: int, dtype: torch.dtype) -> str:
+    """Return what x is multiplied as, one of ACTIVATIONS.
+
+    One to 8 rows wait for the weights, so that nothing is won by rounding them.
+
+    Args:
+        choice: What a layer was told: "bf16" never rounds, "int8" rounds many rows, and "auto" does so where it is
+            faster, but never in float32.
+        rows: Of x.
+        dtype: Of x.
+    """
+    if choice == "bf16" or rows <= FEW_ROWS:
+        return "bf16"
+    if choice == "auto" and (dtype not in (torch.bfloat16, torch.float16) or not has_byte_products()):
+        return "bf16"
+    return "int8"
 
 
 def round_activations(x: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,17 @@ from pathlib import Path
 
 from quintet.errors import ConfigError
 
-__all__ = ["LEVELS", "NATIVE_OPS", "Status", "check", "library", "packed_rows", "status"]
+__all__ = [
+    "FEW_ROWS",
+    "LEVELS",
+    "NATIVE_OPS",
+    "Status",
+    "check",
+    "has_byte_products",
+    "library",
+    "packed_rows",
+    "status",
+]
 
 # Sets of instructions, the best first.
 LEVELS = ("avx512", "avx2", "neon", "portable")
@@ -33,12 +43,15 @@ FEW_ROWS = 8
 # but for neon.
 PACKED_ROWS = {"avx512": 2**40, "avx2": 128, "neon": 16, "portable": 16}
 
+# Levels whose products of bytes are faster than those of bfloat16.
+BYTE_PRODUCTS = ("avx512",)
+
 _int, _size, _pointer, _float = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
 _SIGNATURES = {
     "quintet_matvec": [_int, *[_size] * 3, _pointer, _size, _pointer, _size, _pointer, _pointer, _size],
-    "quintet_mxfp4_matvec": [_int, *[_size] * 3, *[_pointer] * 3, _size, _pointer, _pointer, _size],
-    "quintet_integers": [*[_int] * 3, *[_size] * 4, *[_pointer] * 4, _size, _pointer, _pointer, _size],
-    "quintet_mxfp4_experts": [_int, *[_size] * 5, *[_pointer] * 10, _float, _float, _size],
+    "quintet_mxfp4_matvec": [_int, _int, *[_size] * 3, *[_pointer] * 3, _size, _pointer, _pointer, _size],
+    "quintet_integers": [*[_int] * 4, *[_size] * 4, *[_pointer] * 4, _size, _pointer, _pointer, _size],
+    "quintet_mxfp4_experts": [_int, _int, *[_size] * 5, *[_pointer] * 10, _float, _float, _size],
     "quintet_attention": [_pointer],
     "quintet_head_topk": [
         *([*[_int] * 3, *[_size] * 4, _pointer, _size, *[_pointer] * 3, _size, _pointer, _size]),
@@ -134,6 +147,15 @@ def packed_rows() -> int:
         ConfigError: as `library`.
     """
     return PACKED_ROWS.get(status().level or "", 0)
+
+
+def has_byte_products() -> bool:
+    """Return whether rounding the activations of many rows to 8 bits makes their products faster.
+
+    Raises:
+        ConfigError: as `library`.
+    """
+    return status().level in BYTE_PRODUCTS
 
 
 def check(code: int) -> None:

@@ -1,8 +1,8 @@
 """Weights in MXFP4 times few rows, in the layout they are published in: `quintet::mxfp4_matvec`, `mxfp4_experts`.
 
 Weights are (out, G, 16) bytes of elements, two in each, the low half first, and (out, G) bytes of scales, G = in / 32;
-with experts one more dimension in front. What the bytes mean is told in `quant.mxfp4`. Products are exact in bfloat16
-arithmetic with sums in float32; activations are not quantised.
+with experts one more dimension in front. What the bytes mean is told in `quant.mxfp4`. Weights are exact, and sums are
+in float32; activations stay as they are, or, with `activations="int8"`, are rounded as in `kernels.integers`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from quintet.errors import InputError
+from quintet.kernels.integers import ACTIVATIONS, round_activations
 from quintet.kernels.linear import TYPES
 from quintet.kernels.loader import check, library
 
@@ -34,7 +35,11 @@ def _is_bytes(tensor: torch.Tensor, shape: tuple[int, ...]) -> bool:
 
 
 def native_mxfp4_matvec(
-    x: torch.Tensor, blocks: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None = None
+    x: torch.Tensor,
+    blocks: torch.Tensor,
+    scales: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    activations: str = "bf16",
 ) -> torch.Tensor | None:
     """Return `x @ W.T + bias` by the native kernel, or None where it does not take it.
 
@@ -43,6 +48,7 @@ def native_mxfp4_matvec(
         blocks: (out, G, 16) uint8.
         scales: (out, G) uint8.
         bias: (out,) or None.
+        activations: "bf16" or "int8".
 
     Returns:
         (n, out), or None.
@@ -67,8 +73,8 @@ def native_mxfp4_matvec(
     out = torch.empty(rows, outputs, dtype=x.dtype)
     check(
         native.quintet_mxfp4_matvec(
-            *(kind, rows, groups, outputs, blocks.data_ptr(), scales.data_ptr(), x.data_ptr(), inputs),
-            *(added, out.data_ptr(), torch.get_num_threads()),
+            *(kind, ACTIVATIONS.index(activations), rows, groups, outputs, blocks.data_ptr(), scales.data_ptr()),
+            *(x.data_ptr(), inputs, added, out.data_ptr(), torch.get_num_threads()),
         )
     )
     return out
@@ -84,12 +90,22 @@ def _unpacked(blocks: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) ->
 
 
 def mxfp4_matvec_reference(
-    x: torch.Tensor, blocks: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None = None
+    x: torch.Tensor,
+    blocks: torch.Tensor,
+    scales: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    activations: str = "bf16",
 ) -> torch.Tensor:
     """The same in plain PyTorch: sums in float32 (float64 for float64), rounded once."""
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    out = x.to(wide) @ _unpacked(blocks, scales, wide).t()
+    given = round_activations(x) if activations == "int8" else x
+    out = given.to(wide) @ _unpacked(blocks, scales, wide).t()
     return (out if bias is None else out + bias.to(wide)).to(x.dtype)
+
+
+def _check_activations(name: str, activations: str) -> None:
+    if activations not in ACTIVATIONS:
+        raise InputError(f"{name}: activations={activations!r} is not one of {', '.join(ACTIVATIONS)}.")
 
 
 def _check_packed(name: str, blocks: torch.Tensor, scales: torch.Tensor, inputs: int) -> None:
@@ -102,7 +118,10 @@ def _check_packed(name: str, blocks: torch.Tensor, scales: torch.Tensor, inputs:
         )
 
 
-def _check_matvec(x: torch.Tensor, blocks: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None) -> None:
+def _check_matvec(
+    x: torch.Tensor, blocks: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None, activations: str
+) -> None:
+    _check_activations("mxfp4_matvec", activations)
     if x.dim() != 2 or scales.dim() != 2:
         raise InputError(
             f"mxfp4_matvec: x of shape {list(x.shape)} and scales of shape {list(scales.shape)}; "
@@ -115,7 +134,11 @@ def _check_matvec(x: torch.Tensor, blocks: torch.Tensor, scales: torch.Tensor, b
 
 @torch.library.custom_op("quintet::mxfp4_matvec", mutates_args=())
 def mxfp4_matvec(
-    x: torch.Tensor, blocks: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None = None
+    x: torch.Tensor,
+    blocks: torch.Tensor,
+    scales: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    activations: str = "bf16",
 ) -> torch.Tensor:
     """Return `x @ W.T + bias` for a packed W, natively for few rows on a CPU.
 
@@ -124,6 +147,7 @@ def mxfp4_matvec(
         blocks: (out, G, 16) uint8.
         scales: (out, G) uint8.
         bias: (out,) or None.
+        activations: "bf16": x in its own type. "int8": x rounded to 8 bits in groups of 32.
 
     Returns:
         (n, out).
@@ -131,14 +155,20 @@ def mxfp4_matvec(
     Raises:
         InputError: shapes or types that do not belong together.
     """
-    _check_matvec(x, blocks, scales, bias)
-    out = native_mxfp4_matvec(x, blocks, scales, bias)
-    return mxfp4_matvec_reference(x, blocks, scales, bias) if out is None else out
+    _check_matvec(x, blocks, scales, bias, activations)
+    out = native_mxfp4_matvec(x, blocks, scales, bias, activations)
+    return mxfp4_matvec_reference(x, blocks, scales, bias, activations) if out is None else out
 
 
 @mxfp4_matvec.register_fake
-def _(x: torch.Tensor, blocks: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    _check_matvec(x, blocks, scales, bias)
+def _(
+    x: torch.Tensor,
+    blocks: torch.Tensor,
+    scales: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    activations: str = "bf16",
+) -> torch.Tensor:
+    _check_matvec(x, blocks, scales, bias, activations)
     return x.new_empty(x.shape[0], scales.shape[0])
 
 
@@ -152,6 +182,7 @@ def native_mxfp4_experts(
     stacks: Sequence[torch.Tensor],
     alpha: float,
     limit: float,
+    activations: str = "bf16",
 ) -> torch.Tensor | None:
     """Return the weighted sum of what each row's experts say, by the native kernel, or None where it does not take it.
 
@@ -163,6 +194,7 @@ def native_mxfp4_experts(
             turn; the same of down: (E, D, F / 32, 16), (E, D, F / 32), (E, D).
         alpha: Steepness of the sigmoid.
         limit: The gate is cut off above it, up on both sides.
+        activations: "int8" rounds what both weights are multiplied with.
 
     Returns:
         (n, D), or None.
@@ -199,7 +231,8 @@ def native_mxfp4_experts(
     out = torch.empty_like(x)
     check(
         native.quintet_mxfp4_experts(
-            *(kind, rows, experts, chosen.shape[1], hidden, inner, *(stack.data_ptr() for stack in stacks)),
+            *(kind, ACTIVATIONS.index(activations), rows, experts, chosen.shape[1], hidden, inner),
+            *(stack.data_ptr() for stack in stacks),
             *(chosen.data_ptr(), shares.data_ptr(), x.data_ptr(), out.data_ptr()),
             *(float(alpha), float(limit), torch.get_num_threads()),
         )
@@ -214,26 +247,30 @@ def mxfp4_experts_reference(
     stacks: Sequence[torch.Tensor],
     alpha: float,
     limit: float,
+    activations: str = "bf16",
 ) -> torch.Tensor:
     """The same in plain PyTorch, in float32 (float64 for float64), rounded once."""
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     gate_up, gate_up_scales, gate_up_bias, down, down_scales, down_bias = stacks
+    rounded = round_activations if activations == "int8" else torch.Tensor.clone
+    given = rounded(x.to(wide))
     out = torch.zeros(x.shape, dtype=wide, device=x.device)
     for row in range(x.shape[0]):
         for slot in range(indices.shape[1]):
             expert = indices[row, slot : slot + 1]  # indexed by a tensor: its value may be unknown
             into = _unpacked(gate_up[expert][0], gate_up_scales[expert][0], wide)  # (2F, D)
-            both = into @ x[row].to(wide) + gate_up_bias[expert][0].to(wide)
+            both = into @ given[row] + gate_up_bias[expert][0].to(wide)
             gate, up = both[::2].clamp(max=limit), both[1::2].clamp(-limit, limit)  # (F,) each
-            inner = (up + 1) * (gate * torch.sigmoid(gate * alpha))
+            inner = rounded((up + 1) * (gate * torch.sigmoid(gate * alpha)))
             said = _unpacked(down[expert][0], down_scales[expert][0], wide) @ inner + down_bias[expert][0].to(wide)
             out[row] += weights[row, slot].to(wide) * said
     return out.to(x.dtype)
 
 
 def _check_experts(
-    x: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor, stacks: Sequence[torch.Tensor]
+    x: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor, stacks: Sequence[torch.Tensor], activations: str
 ) -> None:
+    _check_activations("mxfp4_experts", activations)
     if x.dim() != 2 or indices.dim() != 2 or indices.shape != weights.shape or len(indices) != len(x):
         raise InputError(
             f"mxfp4_experts: x of shape {list(x.shape)}, indices of shape {list(indices.shape)} and weights of shape "
@@ -261,6 +298,7 @@ def mxfp4_experts(
     stacks: Sequence[torch.Tensor],
     alpha: float,
     limit: float,
+    activations: str = "bf16",
 ) -> torch.Tensor:
     """Return the weighted sum of what each row's experts say, see `native_mxfp4_experts`.
 
@@ -271,9 +309,11 @@ def mxfp4_experts(
         InputError: shapes or types that do not belong together.
         IndexError: an expert that there is none of.
     """
-    _check_experts(x, indices, weights, stacks)
-    out = native_mxfp4_experts(x, indices, weights, stacks, alpha, limit)
-    return mxfp4_experts_reference(x, indices, weights, stacks, alpha, limit) if out is None else out
+    _check_experts(x, indices, weights, stacks, activations)
+    out = native_mxfp4_experts(x, indices, weights, stacks, alpha, limit, activations)
+    if out is None:
+        return mxfp4_experts_reference(x, indices, weights, stacks, alpha, limit, activations)
+    return out
 
 
 @mxfp4_experts.register_fake
@@ -284,6 +324,7 @@ def _(
     stacks: Sequence[torch.Tensor],
     alpha: float,
     limit: float,
+    activations: str = "bf16",
 ) -> torch.Tensor:
-    _check_experts(x, indices, weights, stacks)
+    _check_experts(x, indices, weights, stacks, activations)
     return torch.empty_like(x)

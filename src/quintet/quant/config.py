@@ -9,11 +9,13 @@ from typing import Any
 
 from quintet.errors import ConfigError
 
-__all__ = ["IntegerConfig", "Mxfp4Config", "Quantization", "parse_quantization", "parse_short"]
+__all__ = ["CHOICES", "IntegerConfig", "Mxfp4Config", "Quantization", "parse_quantization", "parse_short"]
 
 # Short names of `from_pretrained(quantization=...)`; two are joined by a plus.
 SHORT = ("mxfp4", "int8", "int4")
 GROUP_SIZE = 32
+# What packed layers multiply their weights with.
+CHOICES = ("auto", "bf16", "int8")
 
 
 class Mxfp4Config:
@@ -23,6 +25,7 @@ class Mxfp4Config:
         modules_to_not_convert: Paths of modules that stay as they are; `*` stands for any text
             ("model.layers.*.mlp.router").
         dequantize: Unpack a packed checkpoint to the model's type while it is loaded.
+        activations: As of `IntegerConfig`.
         **kwargs: Other keys of a config.json's `quantization_config`; taken and without effect.
 
     Raises:
@@ -32,12 +35,17 @@ class Mxfp4Config:
     quant_method = "mxfp4"
 
     def __init__(
-        self, modules_to_not_convert: list[str] | None = None, dequantize: bool = False, **kwargs: Any
+        self,
+        modules_to_not_convert: list[str] | None = None,
+        dequantize: bool = False,
+        activations: str = "auto",
+        **kwargs: Any,
     ) -> None:
         if not isinstance(dequantize, bool):
             raise ConfigError(f"Mxfp4Config: dequantize={dequantize!r} must be True or False.")
         self.modules_to_not_convert = _paths("Mxfp4Config", modules_to_not_convert)
         self.dequantize = dequantize
+        self.activations = _choice("Mxfp4Config", activations)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the `quantization_config` of a config.json."""
@@ -60,7 +68,9 @@ class IntegerConfig:
         head_bits: 8 or 4 packs the output head too; it is then no longer tied to the embedding.
         modules_to_not_convert: Paths of modules that stay as they are; `*` stands for any text.
         dequantize: Unpack a packed checkpoint to the model's type while it is loaded.
-        activations: "bf16" multiplies them as they are; "int8" rounds those of many rows to 8 bits, which is faster.
+        activations: What weights are multiplied with. "bf16": they stay as they are. "int8": those of more than 8
+            rows, a prompt or a batch, are rounded to 8 bits in groups of 32. "auto": that is done where it is faster,
+            but never in float32.
 
     Raises:
         ConfigError: An argument is not one of these.
@@ -76,7 +86,7 @@ class IntegerConfig:
         head_bits: int | None = None,
         modules_to_not_convert: list[str] | None = None,
         dequantize: bool = False,
-        activations: str = "bf16",
+        activations: str = "auto",
     ) -> None:
         for name, value, allowed in (("bits", bits, (8, 4)), ("head_bits", head_bits, (8, 4, None))):
             if isinstance(value, bool) or value not in allowed:
@@ -93,15 +103,13 @@ class IntegerConfig:
                 raise ConfigError(f"IntegerConfig: {flag}={value!r} must be True or False.")
         if bits == 8 and not symmetric:
             raise ConfigError("IntegerConfig: symmetric=False is for 4 bits; 8 bits have no zero points. Leave it out.")
-        if activations not in ("bf16", "int8"):
-            raise ConfigError(f"IntegerConfig: activations is {activations!r}, but must be 'bf16' or 'int8'.")
         self.bits = bits
         self.group_size = GROUP_SIZE if group_size is None and bits == 4 else group_size
         self.symmetric = symmetric
         self.head_bits = head_bits
         self.modules_to_not_convert = _paths("IntegerConfig", modules_to_not_convert)
         self.dequantize = dequantize
-        self.activations = activations
+        self.activations = _choice("IntegerConfig", activations)
 
     def to_dict(self, ignore: list[str] | None = None, head: str = "lm_head") -> dict[str, Any]:
         """Return the `quantization_config` of a config.json.
@@ -271,3 +279,10 @@ def _foreign(method: str, value: Any) -> Any:
         return value
     kind = BitsAndBytesConfig if method == BitsAndBytesConfig.quant_method else TorchAoConfig
     return kind.from_dict(value if isinstance(value, Mapping) else value.to_dict())
+
+
+def _choice(owner: str, activations: str) -> str:
+    if activations not in CHOICES:
+        words = ", ".join(repr(one) for one in CHOICES)
+        raise ConfigError(f"{owner}: activations is {activations!r}, but must be one of {words}.")
+    return activations

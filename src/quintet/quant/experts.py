@@ -25,13 +25,13 @@ PARTS = ("blocks", "scales")
 logger = logging.getLogger("quintet.quant")
 
 
-def quantize_experts(model: nn.Module, report: QuantizeReport, skip: Iterable[str] | None = None) -> None:
+def quantize_experts(model: nn.Module, config: Mxfp4Config, report: QuantizeReport) -> None:
     """Pack the experts of a model, one after the other, in place.
 
     Args:
         model: Any module with `Experts` in it.
+        config: Which to leave alone, and what weights are multiplied with.
         report: Gets the error of each weight, and the experts that were left alone.
-        skip: Paths of modules to leave alone, `*` for any text.
 
     Raises:
         ConfigError: there is nothing to pack.
@@ -42,10 +42,11 @@ def quantize_experts(model: nn.Module, report: QuantizeReport, skip: Iterable[st
     def twin(module: nn.Module) -> nn.Module | None:
         assert isinstance(module, Experts), "the table maps the type"
         path = paths[module]
-        if is_skipped(path, skip):
+        if is_skipped(path, config.modules_to_not_convert):
             report.kept.append(path)
             return None
         made, errors = PackedExperts.from_plain(module, path)
+        made.activations = config.activations
         report.errors.update(errors)
         for weight in WEIGHTS:  # its memory is not needed any more
             delattr(module, weight)
@@ -121,7 +122,7 @@ def fit_experts(
         _check(source, found, experts, skip)
         if wanted is not None and wanted.dequantize:
             return _Unpacking(source, list(found.packed.values()), dtype, device), False
-        _swap_in(model, {path for path in experts if f"{path}.{WEIGHTS[0]}" in found.packed})
+        _swap_in(model, {path for path in experts if f"{path}.{WEIGHTS[0]}" in found.packed}, wanted)
         return source, True
     if wanted is None or wanted.dequantize:
         return source, False
@@ -136,7 +137,7 @@ def fit_experts(
             f"{type(model).__name__} has no experts to pack as MXFP4. Leave quantization_config out, or ask for it "
             "with a mixture-of-experts model such as gpt-oss."
         )
-    _swap_in(model, chosen)
+    _swap_in(model, chosen, asked)
     plain = {name: key for name, key in found.plain.items() if name.rpartition(".")[0] in chosen}
     return _Packing(source, plain, device), True
 
@@ -180,13 +181,17 @@ def _check(source: TensorSource, found: _Found, experts: Iterable[str], skip: It
         check_scales(source.get(keys["scales"]), keys["scales"])
 
 
-def _swap_in(model: nn.Module, chosen: set[str]) -> None:
+def _swap_in(model: nn.Module, chosen: set[str], config: Mxfp4Config | None) -> None:
     paths = {module: path for path, module in experts_of(model).items() if path in chosen}
 
     def twin(module: nn.Module) -> nn.Module | None:
         assert isinstance(module, Experts), "the table maps the type"
+        if module not in paths:
+            return None
         with torch.device("meta"):
-            return PackedExperts.empty_like(module, paths[module]) if module in paths else None
+            made = PackedExperts.empty_like(module, paths[module])
+        made.activations = (config or Mxfp4Config()).activations
+        return made
 
     swap(model, dict.fromkeys({type(module) for module in paths}, twin))
 

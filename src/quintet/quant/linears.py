@@ -194,7 +194,7 @@ def fit_linears(
             return _Unpacking(source, found, modules, dtype, device), False
         if asked is not None:
             _check_same(asked, found, head)
-        activations = wanted.activations if wanted is not None else "bf16"
+        activations = wanted.activations if wanted is not None else "auto"
         _swap_in(model, {path: {**one.options(), "activations": activations} for path, one in found.items()})
         _untie_packed_head(model)
         return source, True

@@ -194,7 +194,7 @@ class Quantized(LoadSave):
             self.config.quantization_config = asked.foreign.to_dict()
             return report
         if asked.experts is not None:
-            quantize_experts(self, report, asked.experts.modules_to_not_convert)
+            quantize_experts(self, asked.experts, report)
         if asked.linears is not None:
             quantize_linears(self, asked.linears, report, progress, rows=rows, store=store)
         self._declare(asked.experts, asked.linears)

@@ -13,6 +13,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from quintet.errors import InputError
+from quintet.kernels.integers import activations_for
 from quintet.kernels.loader import packed_rows
 from quintet.kernels.mxfp4 import native_mxfp4_experts
 from quintet.layers.experts import Experts, RoutedExperts, clamped_swiglu
@@ -138,6 +139,7 @@ class PackedExperts(RoutedExperts):
         intermediate_size: F, a multiple of 32.
         alpha: See `clamped_swiglu`.
         limit: See `clamped_swiglu`.
+        activations: As of `PackedLinear`.
         name: Path of the module, for errors.
 
     Raises:
@@ -152,6 +154,7 @@ class PackedExperts(RoutedExperts):
         *,
         alpha: float = 1.702,
         limit: float = 7.0,
+        activations: str = "auto",
         name: str = "experts",
     ) -> None:
         super().__init__()
@@ -162,6 +165,7 @@ class PackedExperts(RoutedExperts):
         self.intermediate_size = intermediate_size
         self.alpha = alpha
         self.limit = limit
+        self.activations = activations
         outer, inner = hidden_size // BLOCK, intermediate_size // BLOCK
         self.gate_up_proj_blocks = _bytes(num_experts, 2 * intermediate_size, outer, BLOCK // 2)
         self.gate_up_proj_scales = _bytes(num_experts, 2 * intermediate_size, outer)
@@ -225,7 +229,8 @@ class PackedExperts(RoutedExperts):
         """Return the weighted sum of what each token's experts say: (N, D), see `RoutedExperts.forward`."""
         plain = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
         if not plain and x.shape[0] <= packed_rows():
-            out = native_mxfp4_experts(x, indices, weights, self.stacks(), self.alpha, self.limit)
+            activations = activations_for(self.activations, x.shape[0], x.dtype)
+            out = native_mxfp4_experts(x, indices, weights, self.stacks(), self.alpha, self.limit, activations)
             if out is not None:
                 return out
         return super().forward(x, indices, weights)

@@ -17,13 +17,14 @@ from torch.autograd.function import once_differentiable
 
 from quintet.errors import InputError
 from quintet.kernels.head import native_head_topk
-from quintet.kernels.integers import ACTIVATIONS, native_int4_linear, native_int8_linear
+from quintet.kernels.integers import activations_for, native_int4_linear, native_int8_linear
 from quintet.kernels.packing import (
     WORD,
     dequantize_int4,
     dequantize_int8,
 )
 from quintet.layers.conv1d import Conv1D
+from quintet.quant.config import CHOICES
 from quintet.quant.packed_experts import TILE, PackedParameter
 from quintet.quant.rounding import round_weight
 
@@ -61,7 +62,8 @@ class PackedLinear(nn.Linear):
         bias: Whether there is one, a plain parameter.
         group: Inputs that share a scale; None for one scale per output.
         transposed: The plain module is a `Conv1D`.
-        activations: "bf16" multiplies them as they are; "int8" rounds those of many rows to 8 bits.
+        activations: "bf16" multiplies them as they are; "int8" rounds those of many rows to 8 bits; "auto" does so
+            where it is faster, but never in float32. With gradients, and without native kernels, they stay as they are.
         dtype: Of scales and bias.
 
     Raises:
@@ -82,14 +84,14 @@ class PackedLinear(nn.Linear):
         group: int | None = None,
         symmetric: bool = True,
         transposed: bool = False,
-        activations: str = "bf16",
+        activations: str = "auto",
         dtype: torch.dtype | None = None,
         name: str = "weight",
     ) -> None:
         nn.Module.__init__(self)
         check_sizes(name, self.bits, in_features, group)
-        if activations not in ACTIVATIONS:
-            raise InputError(f"{name}: activations={activations!r} is not one of {', '.join(ACTIVATIONS)}.")
+        if activations not in CHOICES:
+            raise InputError(f"{name}: activations={activations!r} is not one of {', '.join(CHOICES)}.")
         self.in_features, self.out_features = in_features, out_features
         self.group, self.symmetric, self.transposed, self.activations = group, symmetric, transposed, activations
         groups = 1 if group is None else in_features // group
@@ -183,7 +185,7 @@ class PackedLinear(nn.Linear):
         """Return rows `begin` to `end` of the (out, in) weight; with zero points both are multiples of 8."""
         raise NotImplementedError
 
-    def _native(self, x: torch.Tensor) -> torch.Tensor | None:
+    def _native(self, x: torch.Tensor, activations: str) -> torch.Tensor | None:
         raise NotImplementedError
 
     def _tiles(self, dtype: torch.dtype) -> Iterator[torch.Tensor]:
@@ -194,7 +196,8 @@ class PackedLinear(nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (..., in_features) to (..., out_features)."""
         if not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")):
-            out = self._native(x)
+            activations = activations_for(self.activations, x.numel() // self.in_features, x.dtype)
+            out = self._native(x, activations)
             if out is not None:
                 return out
         flat = x.reshape(-1, self.in_features)  # (..., in) -> (N, in)
@@ -238,8 +241,8 @@ class Int8Linear(PackedLinear):
         part = slice(begin, end)
         return dequantize_int8(self.weight[part], self.weight_scale[part], dtype)
 
-    def _native(self, x: torch.Tensor) -> torch.Tensor | None:
-        return native_int8_linear(x, self.weight, self.weight_scale, self.bias, self.activations)
+    def _native(self, x: torch.Tensor, activations: str) -> torch.Tensor | None:
+        return native_int8_linear(x, self.weight, self.weight_scale, self.bias, activations)
 
 
 class Int4Linear(PackedLinear):
@@ -276,9 +279,9 @@ class Int4Linear(PackedLinear):
         """`weight_packed`: adapters ask the weight of a linear layer for its device. Numbers are in `unpack(dtype)`."""
         return self.weight_packed
 
-    def _native(self, x: torch.Tensor) -> torch.Tensor | None:
+    def _native(self, x: torch.Tensor, activations: str) -> torch.Tensor | None:
         zeros: Any = self.weight_zero_point
-        return native_int4_linear(x, self.weight_packed, self.weight_scale, zeros, self.bias, self.activations)
+        return native_int4_linear(x, self.weight_packed, self.weight_scale, zeros, self.bias, activations)
 
 
 LINEARS: dict[int, type[PackedLinear]] = {8: Int8Linear, 4: Int4Linear}
