@@ -1,11 +1,18 @@
-// Attention over keys with random strides, starts, windows, padding and sinks, beside sums in double precision.
+// Attention over keys with random strides, starts, windows, padding and sinks, norms of sums, and rotations, beside sums in
+// double precision.
 #include <algorithm>
 #include <vector>
 
 #include "../cpu/attention.h"
 #include "exact.h"
 
-extern "C" int quintet_attention(const quintet::AttentionCall* call);
+extern "C" {
+int quintet_attention(const quintet::AttentionCall* call);
+int quintet_norm(int kind, int type, int weight_type, int64_t rows, int64_t size, const void* x, const void* residual, void* total,
+                 const void* weight, const void* bias, double eps, void* out, int64_t threads);
+int quintet_rope(int type, int angle_type, int64_t texts, int64_t heads, int64_t tokens, int64_t head, int64_t size, int64_t angle_texts,
+                 const void* x, const int64_t* strides, const void* cosines, const void* sines, void* out, int64_t threads);
+}
 
 using namespace quintet;
 
@@ -98,11 +105,74 @@ struct Case {
     }
 };
 
+int64_t wrong(const char* what, int type, double got, double wanted) {
+    std::printf("%s (type %d): %.9g, not %.9g\n", what, type, got, wanted);
+    return 1;
+}
+
+// With a residual, whose sum with x every type holds exactly.
+int64_t check_norm(Random& random) {
+    const int kind = int(random.below(2)), type = int(random.below(3)), weights = int(random.below(3));
+    const int64_t rows = random.one_in(8) ? random.between(200, 400) : random.between(1, 5), size = random.between(1, 300);
+    const size_t bytes = size_t(rows * size) * number_bytes(type);
+    Buffer x(bytes, random.one_in(3)), residual(bytes, random.one_in(3)), total(bytes, random.one_in(3)), out(bytes, random.one_in(3));
+    Buffer weight(size_t(size) * number_bytes(weights), random.one_in(3)), bias(weight.size(), random.one_in(3));
+    x.numbers(type, random), residual.numbers(type, random), weight.numbers(weights, random), bias.numbers(weights, random);
+    const bool added = random.one_in(2), biased = random.one_in(2);
+    if (const int code = quintet_norm(kind, type, weights, rows, size, x.data(), added ? residual.data() : nullptr, added ? total.data() : nullptr,
+                                      weight.data(), biased ? bias.data() : nullptr, 1e-5, out.data(), random.between(0, 5)))
+        return wrong("norm refused", type, code, 0);
+    for (int64_t row = 0; row < rows; ++row) {
+        auto at = [&](int64_t i) { return x.get(type, row * size + i) + (added ? residual.get(type, row * size + i) : 0); };
+        double mean = 0, square = 0;
+        for (int64_t i = 0; i < size && !kind; ++i) mean += at(i) / double(size);
+        for (int64_t i = 0; i < size; ++i) square += (at(i) - mean) * (at(i) - mean) / double(size);
+        for (int64_t i = 0; i < size; ++i) {
+            if (added && total.get(type, row * size + i) != at(i)) return wrong("norm's sum", type, total.get(type, row * size + i), at(i));
+            const double part = (at(i) - mean) / std::sqrt(square + 1e-5) * weight.get(weights, i), more = biased ? bias.get(weights, i) : 0;
+            const Sum exact{part + more, std::fabs(part) + std::fabs(more) + 1};
+            const double got = out.get(type, row * size + i);
+            if (!(std::fabs(got - exact.value) <= bound(type, exact, 1e-4))) return wrong("norm", type, got, exact.value);
+        }
+    }
+    return 0;
+}
+
+int64_t check_rope(Random& random) {
+    const int type = int(random.below(3)), angles = int(random.below(3));
+    const int64_t texts = random.between(1, 3), heads = random.between(1, 4), tokens = random.between(1, random.one_in(8) ? 90 : 9);
+    const int64_t size = 2 * random.between(1, 20), head = size + random.below(9), angle_texts = random.one_in(2) ? 1 : texts;
+    const int64_t step = head + random.below(3);
+    int64_t strides[3] = {heads * tokens * step, step, heads * step};
+    if (random.one_in(2)) strides[1] = tokens * step, strides[2] = step;
+    const int64_t last = (texts - 1) * strides[0] + (heads - 1) * strides[1] + (tokens - 1) * strides[2];
+    Buffer x(size_t(last + head) * number_bytes(type), random.one_in(3)), out(size_t(texts * heads * tokens * head) * number_bytes(type), random.one_in(3));
+    Buffer cosines(size_t(angle_texts * tokens * size) * number_bytes(angles), random.one_in(3)), sines(cosines.size(), random.one_in(3));
+    x.numbers(type, random), cosines.numbers(angles, random), sines.numbers(angles, random);
+    if (const int code = quintet_rope(type, angles, texts, heads, tokens, head, size, angle_texts, x.data(), strides, cosines.data(), sines.data(),
+                                      out.data(), random.between(0, 5)))
+        return wrong("rope refused", type, code, 0);
+    for (int64_t i = 0; i < texts * heads * tokens * head; ++i) {
+        const int64_t n = i % head, token = i / head % tokens, which = i / head / tokens % heads, text = i / head / tokens / heads;
+        const int64_t from = text * strides[0] + which * strides[1] + token * strides[2], half = size / 2;
+        const int64_t angle = ((angle_texts > 1 ? text : 0) * tokens + token) * size + n;
+        Sum exact;
+        if (n < size) {
+            exact.add(x.get(type, from + n) * cosines.get(angles, angle));
+            exact.add((n < half ? -1 : 1) * x.get(type, from + (n < half ? n + half : n - half)) * sines.get(angles, angle));
+        } else {
+            exact.add(x.get(type, from + n));
+        }
+        if (!(std::fabs(out.get(type, i) - exact.value) <= bound(type, exact, 1e-6))) return wrong("rope", type, out.get(type, i), exact.value);
+    }
+    return 0;
+}
+
 }  // namespace
 
 int64_t check_attention(uint64_t seed, int64_t cases) {
     Random random{seed * 0x9e3779b97f4a7c15ull + 11};
     int64_t failures = 0;
-    for (int64_t i = 0; i < cases && failures < 20; ++i) failures += Case(random).check();
+    for (int64_t i = 0; i < cases && failures < 20; ++i) failures += Case(random).check() + check_norm(random) + check_rope(random);
     return failures;
 }
