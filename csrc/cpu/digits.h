@@ -185,17 +185,19 @@ struct Walk {
     const Digital& m;
     int64_t output;
     int lanes;
+    bool more;  // outputs follow, which are asked for in advance
     int64_t within = 0, index = 0;  // of the block that comes next: in what shares a scale, and which scale
     alignas(64) float scale[LANES * LANES];
     __m512i zeros_at, shifts;
     __m512 now = _mm512_setzero_ps();
     __m512i minus;
 
-    Walk(const Digital& of, int64_t first, int count) : m(of), output(first), lanes(count) {
+    Walk(const Digital& of, int64_t first, int64_t end)
+        : m(of), output(first), lanes(end - first < LANES ? int(end - first) : LANES), more(end - first > LANES) {
         minus = _mm512_set1_epi32(MINUS<C>);
         if (C != ZERO) return;
         const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-        const __m512i last = _mm512_min_epi32(lane, _mm512_set1_epi32(count - 1));
+        const __m512i last = _mm512_min_epi32(lane, _mm512_set1_epi32(lanes - 1));
         const __m512i place = _mm512_add_epi32(last, _mm512_set1_epi32(int(first % 8)));
         zeros_at = _mm512_mullo_epi32(_mm512_srli_epi32(place, 3), _mm512_set1_epi32(int(m.count)));
         shifts = _mm512_slli_epi32(_mm512_and_si512(place, _mm512_set1_epi32(7)), 2);
@@ -209,7 +211,7 @@ struct Walk {
         // of the outputs that come next: as many lines as there are here
         const int64_t bytes = m.scale_type == POWERS ? 1 : m.scale_type == FP32 ? 4 : 2;
         const char* ahead = static_cast<const char*>(m.scales) + ((output + LANES) * m.count + index * LANES) * bytes;
-        for (int64_t i = 0; i < LANES * LANES * bytes; i += 64) _mm_prefetch(ahead + i, _MM_HINT_T0);
+        for (int64_t i = 0; more && i < LANES * LANES * bytes; i += 64) _mm_prefetch(ahead + i, _MM_HINT_T0);
         transpose(rows);
         for (int o = 0; o < LANES; ++o) _mm512_store_si512(scale + o * LANES, rows[o]);
     }
@@ -242,6 +244,7 @@ struct Piece {
         const int64_t at = first / blocks * 64, left = m.pitch - at;
         const uint8_t* from = m.weight + walk.output * m.pitch + at;
         const char* ahead = reinterpret_cast<const char*>(m.weight) + (walk.output + LANES) * m.pitch + first / blocks * 64 * LANES;
+        if (!walk.more) ahead = reinterpret_cast<const char*>(from);  // it is there
         if (lanes == LANES && left >= 64) {
 #pragma GCC unroll 16
             for (int o = 0; o < LANES; ++o) {
@@ -283,9 +286,9 @@ inline __m512i four(const int8_t* from) {
 // ---- products ----------------------------------------------------------------------------------------------------
 
 template <Code C, int D>
-__attribute__((noinline)) void one_row(const Digital& m, const Row& x, int64_t output, int lanes, float* sums) {
+__attribute__((noinline)) void one_row(const Digital& m, const Row& x, int64_t output, int64_t end, float* sums) {
     __m512 acc = _mm512_setzero_ps();
-    Walk<C> walk(m, output, lanes);
+    Walk<C> walk(m, output, end);
     auto add = [&](const Piece<C>& piece, int k, int64_t block) __attribute__((always_inline)) {
         __m512i bytes[8];
         piece.unpack(k, bytes);
@@ -410,12 +413,12 @@ void tile_of(int64_t rows, const Unpacked& m, int64_t count, bool scaled, const 
 
 // Weights are unpacked a few blocks at a time, into the first cache.
 template <Code C, int D>
-void few_rows(const Digital& m, const Rows& rows, int64_t output, int lanes, float* sums) {
+void few_rows(const Digital& m, const Rows& rows, int64_t output, int64_t last, float* sums) {
     constexpr int64_t AT_ONCE = 16;
     alignas(64) char memory[Unpacked::size(AT_ONCE)];
     Unpacked some(AT_ONCE, memory);
     std::memset(sums, 0, size_t(rows.count) * PANEL_LANES * sizeof(float));
-    Walk<C> walk(m, output, lanes);
+    Walk<C> walk(m, output, last);
     Row x[FEW_ROWS];
     for (int64_t r = 0; r < rows.count; ++r) x[r] = Row::at<D>(rows.at(r), m.blocks);
     for (int64_t first = 0; first < m.blocks; first += AT_ONCE) {
@@ -434,8 +437,7 @@ void many_rows(const Digital& m, const Rows& rows, int64_t begin, int64_t end, v
     for (; begin < end; begin += PANEL_LANES) {
         const int here = int(end - begin < PANEL_LANES ? end - begin : PANEL_LANES);
         for (int part = 0; part * LANES < here; ++part) {
-            const int lanes = here - part * LANES;
-            Walk<C> walk(m, begin + part * LANES, lanes < LANES ? lanes : LANES);
+            Walk<C> walk(m, begin + part * LANES, end);
             panel.fill<C>(walk, 0, m.blocks, part);
         }
         for (int64_t row = 0; row < rows.count; row += TILE_MOST_ROWS<D>) {
@@ -455,10 +457,14 @@ template <Code C, int D, class Done>
 void digits_range(const Digital& m, const Rows& rows, int64_t begin, int64_t end, void* memory, Done done) {
     if (rows.count > FEW_ROWS) return many_rows<C, D>(m, rows, begin, end, memory, done);
     float sums[FEW_ROWS * PANEL_LANES];
+    // what follows is asked for on the way, the first outputs here
+    const auto* first = reinterpret_cast<const char*>(m.weight + begin * m.pitch);
+    const int64_t at_once = LANES * m.pitch < 16384 ? LANES * m.pitch : 16384;
+    for (int64_t i = 0; i < at_once; i += 64) _mm_prefetch(first + i, _MM_HINT_T0);
     for (; begin < end; begin += LANES) {
         const int here = int(end - begin < LANES ? end - begin : LANES);
-        if (rows.count == 1) one_row<C, D>(m, Row::at<D>(rows.at(0), m.blocks), begin, here, sums);
-        else few_rows<C, D>(m, rows, begin, here, sums);
+        if (rows.count == 1) one_row<C, D>(m, Row::at<D>(rows.at(0), m.blocks), begin, end, sums);
+        else few_rows<C, D>(m, rows, begin, end, sums);
         for (int64_t r = 0; r < rows.count; ++r) done(r, begin, here, sums + r * PANEL_LANES);
     }
 }
@@ -467,10 +473,7 @@ void digits_range(const Digital& m, const Rows& rows, int64_t begin, int64_t end
 template <class V, int D>
 struct InDigits {
     static size_t bytes(int64_t inputs) { return digits_bytes(inputs, D); }
-    static size_t memory(int64_t inputs) {
-        const size_t own = Unpacked::size((inputs + BLOCK - 1) / BLOCK), other = many_bytes<Channel<typename V::BytesDot>>(inputs);
-        return own > other ? own : other;
-    }
+    static size_t memory(int64_t inputs) { return Unpacked::size((inputs + BLOCK - 1) / BLOCK); }
     template <int T, bool nibbles>
     static void prepare(int, int64_t begin, int64_t end, const void* x, int64_t stride, int64_t inputs, void* to) {
         digits_rows<V, T, D, nibbles>(begin, end, x, stride, inputs, to);
@@ -495,55 +498,88 @@ struct InDigits {
     }
 };
 
-// One digit for activations of 8 bits, two for those of 16 bits; float32 keeps all of its own.
+// Products of bfloat16 with packed weights, whose numbers it holds exactly: for one to eight rows they are as fast as memory,
+// and faster than two digits. Weights of 8 bits have but one scale for an output here.
 template <class V>
-struct WithDigits {
+struct InBfloat16 {
+    using Bytes = typename V::BytesDot;
+    template <Code C, int U = 1>
+    using Nibbles = typename V::template NibblesDot<C, U>;
+    static bool takes(const Integers& m) { return m.bits == 4 || m.group == m.inputs; }
+    static size_t bytes(int64_t inputs) { return prepared_bytes<Nibbles<MX>>(inputs); }
+    static size_t memory(int64_t inputs) {
+        const size_t four = many_bytes<Nibbles<ZERO>>(inputs), eight = many_bytes<Channel<Bytes>>(inputs);
+        return four > eight ? four : eight;
+    }
+    template <int T, bool nibbles>
+    static void prepare(int, int64_t begin, int64_t end, const void* x, int64_t stride, int64_t inputs, void* to) {
+        for (int64_t r = begin; r < end; ++r) {
+            using Way = typename std::conditional<nibbles, Nibbles<MX>, Bytes>::type;
+            auto* row = reinterpret_cast<uint16_t*>(static_cast<char*>(to) + size_t(r) * prepared_bytes<Way>(inputs));
+            if constexpr (T == BF16) Way::prepare_same(static_cast<const uint16_t*>(x) + r * stride, inputs, row);
+            else Way::prepare([&](int64_t i) { return widen<V, T>(x, r * stride + i); }, inputs, row);
+        }
+    }
+    template <class Done>
+    static void product(const MxSource& from, const Rows& rows, int64_t begin, int64_t end, void* memory, Done done) {
+        grouped<V, Nibbles<MX>>(from, rows, begin, end, memory, done);
+    }
+    static void integers(const Integers& m, int64_t begin, int64_t end, void* memory) {
+        if (m.bits == 8) {
+            channel<V, Bytes>(m, begin, end, memory, [&](int64_t row, int64_t output, int64_t count, float* sums) {
+                finish<V>(m, row, output, count, sums);
+            });
+        } else if (m.group % 128 == 0) {
+            if (m.zeros) integers_way<V, Nibbles<ZERO, 4>>(m, begin, end, memory);
+            else integers_way<V, Nibbles<EIGHT, 4>>(m, begin, end, memory);
+        } else {
+            if (m.zeros) integers_way<V, Nibbles<ZERO>>(m, begin, end, memory);
+            else integers_way<V, Nibbles<EIGHT>>(m, begin, end, memory);
+        }
+    }
+};
+
+// One digit for activations of 8 bits; of the others bfloat16 has products of its own, float32 keeps all of its bits, and
+// two digits are for the rest.
+template <class V>
+struct Chosen {
     using All = Entries<V>;
     using One = Entries<V, InDigits<V, 1>>;
     using Two = Entries<V, InDigits<V, 2>>;
+    using Own = Entries<V, InBfloat16<V>>;
+    // whatever the format
     static size_t packed_bytes(int type, int activations, int64_t inputs) {
         if (activations == ROUNDED) return InDigits<V, 1>::bytes(inputs);
-        return type == FP32 ? InFloat<V>::bytes(inputs) : InDigits<V, 2>::bytes(inputs);
+        if (type == FP32) return InFloat<V>::bytes(inputs);
+        const size_t two = InDigits<V, 2>::bytes(inputs), own = InBfloat16<V>::bytes(inputs);
+        return two > own ? two : own;
     }
     static size_t packed_memory(int type, int activations, int64_t inputs) {
         if (activations == ROUNDED) return InDigits<V, 1>::memory(inputs);
-        return type == FP32 ? InFloat<V>::memory(inputs) : InDigits<V, 2>::memory(inputs);
+        if (type == FP32) return InFloat<V>::memory(inputs);
+        const size_t two = InDigits<V, 2>::memory(inputs), own = InBfloat16<V>::memory(inputs);
+        return two > own ? two : own;
     }
+    static bool own(const Integers& m) { return m.type == BF16 && InBfloat16<V>::takes(m); }
+    static bool own(const Packed& m) { return m.type == BF16; }
+    static bool own(const Experts& m) { return m.type == BF16; }
 #define QUINTET_CHOOSE(name, Args)                                \
     template <class... More>                                      \
     static void name(const Args& m, More... more) {               \
         if (m.activations == ROUNDED) One::name(m, more...);      \
         else if (m.type == FP32) All::name(m, more...);           \
+        else if (own(m)) Own::name(m, more...);                   \
         else Two::name(m, more...);                               \
     }
     QUINTET_CHOOSE(packed_prepare, Packed)
     QUINTET_CHOOSE(packed, Packed)
+    QUINTET_CHOOSE(integers_prepare, Integers)
+    QUINTET_CHOOSE(integers, Integers)
     QUINTET_CHOOSE(experts_prepare, Experts)
     QUINTET_CHOOSE(experts_inner, Experts)
     QUINTET_CHOOSE(experts_between, Experts)
     QUINTET_CHOOSE(experts_outer, Experts)
 #undef QUINTET_CHOOSE
-    // Where there is but one scale, of a whole output, products of bfloat16 are faster for 2 to 8 rows, and as fast for one.
-    static bool by_bf16(const Integers& m) {
-        return m.activations == AS_THEY_ARE && m.type == BF16 && m.bits == 8 && m.group == m.inputs;
-    }
-    static void integers_prepare(const Integers& m) {
-        if (m.activations == ROUNDED) return One::integers_prepare(m);
-        if (m.type == FP32) return All::integers_prepare(m);
-        if (!by_bf16(m)) return Two::integers_prepare(m);
-        for (int64_t r = 0; r < m.rows; ++r) {
-            char* to = static_cast<char*>(m.prepared) + size_t(r) * prepared_bytes<typename V::BytesDot>(m.inputs);
-            V::BytesDot::prepare(m.x, r * m.x_stride, m.inputs, reinterpret_cast<uint16_t*>(to));
-        }
-    }
-    static void integers(const Integers& m, int64_t begin, int64_t end, void* memory) {
-        if (m.activations == ROUNDED) One::integers(m, begin, end, memory);
-        else if (m.type == FP32) All::integers(m, begin, end, memory);
-        else if (by_bf16(m)) channel<V, typename V::BytesDot>(m, begin, end, memory, [&](int64_t row, int64_t output, int64_t count, float* sums) {
-            finish<V>(m, row, output, count, sums);
-        });
-        else Two::integers(m, begin, end, memory);
-    }
     static constexpr Level level(const char* name) {
         return {name,
                 All::matvec_bytes, All::matvec_prepare, All::matvec_memory, All::matvec,

@@ -17,7 +17,8 @@ constexpr int64_t SEGMENT = 256;  // blocks whose scales are widened at a time: 
 
 constexpr int64_t AHEAD = 8192;   // bytes of a weight that are asked for in advance; measured
 
-// Outputs that are computed at once.
+// Outputs that are computed at once. One row is limited by memory, and one stream in rising order is read fastest; but with
+// 4 bits short rows end before their sums do, and four outputs keep the arithmetic busy (measured).
 template <class V, int R, int bits>
 constexpr int outputs_at_once = R == 1 ? (bits == 4 ? 4 : 1) : R * 2 <= V::sums ? 2 : 1;
 
@@ -50,6 +51,8 @@ struct BytesWidened {  // 8 bits, float32 arithmetic; x in its own order
     using Zero = float;
     static constexpr int bits = 8;
     static constexpr bool zeros = false;
+    static constexpr int64_t blocks = 1;  // in a step
+    static constexpr int64_t unit = 1;    // blocks that share a scale, as far as is known here
     static constexpr int64_t numbers = BLOCK;
     static constexpr int tile_outputs = 2;
     static constexpr int vectors = int(BLOCK / V::width);
@@ -66,6 +69,7 @@ struct BytesWidened {  // 8 bits, float32 arithmetic; x in its own order
         loaded.scale = V::set1(*scale);
         return loaded;
     }
+    static Loaded load_tail(const uint8_t* w, const float* scale, const Zero* zero, int64_t) { return load(w, scale, zero); }
     static Acc add(const Values& w, const X* x, Acc acc) {
         for (int v = 0; v < vectors; ++v) acc = V::fma(w.value[v], V::loadf(x + v * V::width), acc);
         return acc;
@@ -94,7 +98,7 @@ struct NibblesWidened {
     using Zero = float;
     static constexpr int bits = 4;
     static constexpr bool zeros = C == ZERO;
-    static constexpr int64_t numbers = BLOCK;
+    static constexpr int64_t blocks = 1, unit = 1, numbers = BLOCK;
     static constexpr int tile_outputs = 2;
     static constexpr int vectors = int(BLOCK / V::width);
     struct Loaded { typename V::vec value[vectors], scale; };
@@ -106,6 +110,7 @@ struct NibblesWidened {
         loaded.scale = V::set1(*scale);
         return loaded;
     }
+    static Loaded load_tail(const uint8_t* w, const float* scale, const Zero* zero, int64_t) { return load(w, scale, zero); }
     template <int O>
     static void add_scaled(const Loaded* w, const X* x, Acc* acc) {
         Acc part[O];
@@ -204,7 +209,9 @@ struct IntegerSource {
         : weight(of.weight), count(of.inputs / BLOCK), m(of), groups(of.inputs / of.group), blocks(of.group / BLOCK) {}
     template <class V, class Way>
     void fill(int64_t output, int64_t first, int64_t here, float* scale, typename Way::Zero* zero) const {
-        const int64_t each = blocks;
+        const int64_t each = blocks / Way::unit;  // numbers filled in that a group is for
+        first /= Way::unit;
+        here /= Way::unit;
         const int64_t begin = each == 1 ? first : first / each, end = each == 1 ? first + here : (first + here - 1) / each + 1;
         const uint8_t* words = m.zeros + (output / 8 * groups + begin) * 4;
         const int shift = int(output % 8 * 4);
@@ -252,16 +259,22 @@ inline void grouped_block(const Source& from, const Rows& rows, int64_t output, 
         for (int r = 0; r < R; ++r) acc[r][o] = V::zero();
     }
     for (int64_t first = 0; first < count; first += SEGMENT) {
-        const int64_t here = count - first < SEGMENT ? count - first : SEGMENT;
+        const int64_t here = count - first < SEGMENT ? count - first : SEGMENT, whole = here / Way::blocks * Way::blocks;
         for (int o = 0; o < O; ++o) from.template fill<V, Way>(output + o, first, here, scale[o], zero[o]);
         if (!first)
             for (int o = 0; o < O; ++o) from.template ahead<V>(output + O + o);
-        for (int64_t i = 0; i < here; ++i) {
+        for (int64_t i = 0; i < whole; i += Way::blocks) {
             for (int o = 0; o < O; ++o) {
                 V::prefetch(w[o] + (first + i) * bytes + AHEAD);
-                loaded[o] = Way::load(w[o] + (first + i) * bytes, scale[o] + i, zero[o] + (Way::zeros ? i : 0));
+                loaded[o] = Way::load(w[o] + (first + i) * bytes, scale[o] + i / Way::unit, zero[o] + (Way::zeros ? i / Way::unit : 0));
             }
             for (int r = 0; r < R; ++r) Way::template add_scaled<O>(loaded, x[r] + (first + i) * BLOCK, acc[r]);
+        }
+        if (whole < here) {
+            for (int o = 0; o < O; ++o)
+                loaded[o] = Way::load_tail(w[o] + (first + whole) * bytes, scale[o] + whole, zero[o] + (Way::zeros ? whole : 0),
+                                           here - whole);
+            for (int r = 0; r < R; ++r) Way::template add_scaled<O>(loaded, x[r] + (first + whole) * BLOCK, acc[r]);
         }
     }
     for (int o = 0; o < O; ++o)

@@ -414,7 +414,7 @@ using namespace quintet;
 extern "C" {
 
 // Changes with every change of the functions below; the loader compares it with what it was written for.
-int quintet_version() { return 9; }
+int quintet_version() { return 10; }
 
 // 1: this CPU has the level; 0: it lacks it; -1: there is none of that name in this build.
 int quintet_has(const char* name) { return find_level(name) ? has_level(name) : -1; }

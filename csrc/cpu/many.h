@@ -109,7 +109,10 @@ void many_grouped(const Source& from, const Rows& rows, int64_t begin, int64_t e
         for (int64_t first = 0; first < count; first += SEGMENT) {
             const int64_t part = count - first < SEGMENT ? count - first : SEGMENT;
             from.template fill<V, Way>(output, first, part, scale, zero);
-            for (int64_t i = 0; i < part; ++i) *to++ = Way::load(w + (first + i) * bytes, scale + i, zero + (Way::zeros ? i : 0));
+            int64_t i = 0;
+            for (; i + Way::blocks <= part; i += Way::blocks)
+                *to++ = Way::load(w + (first + i) * bytes, scale + i / Way::unit, zero + (Way::zeros ? i / Way::unit : 0));
+            if (i < part) *to++ = Way::load_tail(w + (first + i) * bytes, scale + i, zero + (Way::zeros ? i : 0), part - i);
         }
     };
     many_range<V, Way>(steps_of<Way>(count * BLOCK), rows, begin, end, memory, unpack, done);
