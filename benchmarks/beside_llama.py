@@ -68,13 +68,14 @@ def child(folder: str, prompt: int, past: int, new: int, sequences: int, repeats
     import torch
 
     from quintet.auto import AutoModelForCausalLM
+    from quintet.quant.packed_experts import PackedExperts
     from quintet.quant.packed_linear import PackedLinear
 
     common.set_threads(None)
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     model.optimize()
     for module in model.modules():
-        if isinstance(module, PackedLinear):
+        if isinstance(module, (PackedLinear, PackedExperts)):
             module.activations = activations
     loaded = time.perf_counter()
     ids = torch.tensor([[(7 * index) % 1000 + 5 for index in range(max(prompt, past))]])
@@ -127,8 +128,7 @@ def measure(name: str, style: str, args: Any) -> None:
         command = [args.llama_python, script, "--shape", name, "--format", theirs, "--out", str(file)]
         subprocess.run(command, check=True, stdout=sys.stderr)  # results alone go to the standard output
     sizes = [str(n) for n in (args.prompt, args.past, args.new, args.sequences, args.repeats)]
-    kinds = ["bf16", "int8"] if style != "bf16" and args.activations == "both" else [args.activations]
-    kinds = [kind if kind != "both" else "bf16" for kind in kinds]
+    kinds = ["bf16", "int8"] if args.activations == "both" else [args.activations]
     runs: dict[str, Any] = {
         **{
             f"quintet-{kind}": lambda kind=kind: common.run_child(
@@ -172,7 +172,7 @@ def main() -> None:
     parser.add_argument("--llama-python", required=True, help="python of an environment with llama-cpp-python and gguf")
     parser.add_argument("--models", default="gpt2,pythia-410m,seed-oss-1.5b")
     parser.add_argument("--formats", default=",".join(FORMATS))
-    parser.add_argument("--activations", choices=("bf16", "int8", "both"), default="both")
+    parser.add_argument("--activations", choices=("auto", "bf16", "int8", "both"), default="auto")
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--past", type=int, default=64)
     parser.add_argument("--new", type=int, default=32)
