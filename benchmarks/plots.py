@@ -70,6 +70,22 @@ def threads(axis: Any, records: list[Record]) -> None:
     axis.set_ylabel("speed, times that of one thread")
 
 
+def beside(axis: Any, records: list[Record]) -> None:
+    """Times as fast as llama.cpp: a group of bars for each model and format."""
+    fields = (
+        ("decode_s", "decoding one text"),
+        ("batch_s", "decoding 8 texts"),
+        ("prompt_s", "reading a prompt of 512"),
+    )
+    places = range(len(records))
+    for number, ((field, what), color) in enumerate(zip(fields, COLORS, strict=False)):
+        bars = [place + 0.27 * (number - 1) for place in places]
+        axis.bar(bars, [record[field]["ratio"] for record in records], width=0.25, color=color, label=what)
+    axis.axhline(1, lw=1, ls=":", color="black")
+    axis.set_xticks(places, [f"{record['model']}\n{record['format']}" for record in records], fontsize=7)
+    axis.set_ylabel("times as fast as llama.cpp")
+
+
 def draw(name: str, records: list[Record], folder: Path) -> Path:
     """Write one picture."""
     import matplotlib
@@ -79,7 +95,8 @@ def draw(name: str, records: list[Record], folder: Path) -> Path:
     from matplotlib import pyplot
 
     figure, axis = pyplot.subplots(figsize=(8, 4.8))
-    {"growth_context": context, "growth_batch": batch, "growth_threads": threads}[name](axis, records)
+    kinds = {"growth_context": context, "growth_batch": batch, "growth_threads": threads, "beside_llama": beside}
+    kinds[name](axis, records)
     axis.set_ylim(bottom=None if name == "growth_batch" else 0)
     axis.grid(alpha=0.25)
     axis.legend(frameon=False, fontsize=8)

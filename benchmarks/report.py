@@ -37,6 +37,7 @@ KEYS = {
     "tokenizers": ("vocabulary", "what"),
     "generation": ("what",),
     "quantization": ("format",),
+    "beside_llama": ("model", "format"),
 }
 
 
@@ -124,6 +125,7 @@ WAYS = ("torch", "fused without native", "native")
 FEW_ROWS = 8
 # Drawn by benchmarks/plots.py: file in docs/, and what it shows.
 PICTURES = {
+    "beside_llama": ("beside_llama.svg", "How many times as fast as llama.cpp"),
     "growth_context": ("growth_context.svg", "Milliseconds a token against the tokens before it"),
     "growth_batch": ("growth_batch.svg", "Tokens a second against the texts decoded together"),
     "growth_threads": ("growth_threads.svg", "Speed against threads"),
@@ -140,6 +142,19 @@ def of_way(way: str) -> Column:
         return number(speeds[way]) if way in speeds else ""
 
     return (way, cell)
+
+
+def besides(field: str, unit: float, title: str) -> Column:
+    """Return a column of quintet, llama.cpp and how many times faster quintet is."""
+
+    def say(record: Record) -> str:
+        found = record[field]
+        ours, theirs = (
+            min(value for key, value in found.items() if key.startswith(peer)) for peer in ("quintet", "llama")
+        )
+        return f"{number(unit * ours)} / {number(unit * theirs)} **{found['ratio']:.2f}**"
+
+    return title, say
 
 
 def along(field: str, places: Iterable[str]) -> list[Column]:
@@ -288,6 +303,17 @@ TABLES: dict[str, list[Column]] = {
         ("divergence, 0.001 nats", lambda r: within(r, "storyteller", "divergence_nats", "{:.2f}", 1e3)),
         ("logits of Seed-OSS, %", lambda r: within(r, "seed-oss-1.5b", "logits_error", "{:.2f}", 100)),
         ("logits of gpt-oss, %", lambda r: within(r, "gpt-oss-20b", "logits_error", "{:.2f}", 100)),
+    ],
+    "beside_llama": [
+        ("model", lambda r: r["model"]),
+        ("format", lambda r: r["format"]),
+        besides("decode_s", 1e3, "decode, ms"),
+        ("of the limit", lambda r: percent(r["of_limit"])),
+        ("memory read, GB/s", lambda r: number(r["read_gb_s"])),
+        besides("batch_s", 1e3, "8 texts, ms"),
+        besides("prompt_s", 1, "prompt of 512, s"),
+        besides("first_token_s", 1, "start to first token, s"),
+        ("memory, MB", lambda r: besides("peak_mb", 1, "")[1](r).partition(" **")[0]),
     ],
     "baselines": [("what", lambda r: r["what"]), ("bits per byte", lambda r: f"{r['bpb']:.3f}")],
 }
