@@ -42,9 +42,10 @@ ForwardT = TypeVar("ForwardT", bound=Callable[..., Any])
 def ends_with_head(forward: ForwardT) -> ForwardT:
     """Mark a `forward` whose logits are those of the output head, of the base model's last states, and nothing else.
 
-    `generate` may then ask the head itself. A subclass with a `forward` of its own has no mark.
+    `generate` may then ask the head itself. A subclass with a `forward` of its own has no mark, nor has a function that
+    copies the attributes of this one (`functools.wraps`): the mark is the function itself.
     """
-    forward.ends_with_head = True  # type: ignore[attr-defined]
+    forward.ends_with_head = forward  # type: ignore[attr-defined]
     return forward
 
 

@@ -175,7 +175,8 @@ class DecodeState:
     def open_head(self) -> Any:
         """The model's output head where it can be asked in the model's stead, with the same result; otherwise None."""
         model: Any = self.model
-        if not getattr(type(model).forward, "ends_with_head", False) or self._collect or self._others:
+        forward = type(model).forward
+        if getattr(forward, "ends_with_head", None) is not forward or self._collect or self._others:
             return None
         head = model.get_output_embeddings()
         if not hasattr(head, "best_outputs") or not self._use_cache or model.training:

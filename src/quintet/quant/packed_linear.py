@@ -215,7 +215,8 @@ class PackedLinear(nn.Linear):
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
             return None
         weight, scale, *rest = (getattr(self, name, None) for name in self.parts if name != "weight_shape")
-        if self.activations != "bf16" or not isinstance(weight, torch.Tensor):
+        rounds = activations_for(self.activations, x.numel() // self.in_features, x.dtype) != "bf16"
+        if rounds or not isinstance(weight, torch.Tensor):
             return None
         found = native_head_topk(x, weight, k, scale, rest[0] if rest else None, self.bias, log_sum=False)
         return None if found is None else found[:2]
