@@ -95,7 +95,8 @@ def child(folder: str, prompt: int, past: int, new: int, sequences: int, repeats
             cache = step(ids[:, :past].repeat(rows, 1), None)[1]
             steps = []
             for n in range(count):
-                seconds, cache = step(torch.full((rows, 1), 9 + n), cache)
+                # other tokens in each text, as llama_peer.py has them: they ask other experts
+                seconds, cache = step(torch.arange(9 + n, 9 + n + rows)[:, None], cache)
                 steps.append(seconds)
             result[name] = sorted(steps)[len(steps) // 2]
     result["peak_mb"] = common.peak_rss_mib()

@@ -82,7 +82,8 @@ def beside(axis: Any, records: list[Record]) -> None:
         bars = [place + 0.27 * (number - 1) for place in places]
         axis.bar(bars, [record[field]["ratio"] for record in records], width=0.25, color=color, label=what)
     axis.axhline(1, lw=1, ls=":", color="black")
-    axis.set_xticks(places, [f"{record['model']}\n{record['format']}" for record in records], fontsize=7)
+    names = [f"{record['model']} {record['format']}" for record in records]
+    axis.set_xticks(places, names, fontsize=8, rotation=30, ha="right")
     axis.set_ylabel("times as fast as llama.cpp")
 
 
