@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from quintet.errors import GenerationError
@@ -72,6 +72,9 @@ def test_every_character_as_soon_as_it_is_complete(make_tokenizer: Callable[[], 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(0, 299), min_size=1, max_size=30), st.booleans())
+@example([0] * 7 + [129, 97], True)  # special tokens that are left out, then the two bytes of a character
+@example([129] + [0] * 9 + [97], True)  # and between those bytes
+@example([97] * 7 + [129, 97], False)  # bytes that begin no character, then a character
 def test_the_pieces_are_the_decoding(make_tokenizer: Callable[[], Any], ids: list[int], skip: bool) -> None:
     tokenizer = make_tokenizer()
     streamer = Pieces(tokenizer, skip_special_tokens=skip)

@@ -46,28 +46,42 @@ class _TailDecoder:
         self._kwargs = decode_kwargs
         self._ids: list[int] = []
         self._context = 0  # how many of the ids have been given out; they are kept to decode the next ones after
+        self._shown = ""  # the text of those
+        self._text = ""  # the text of all ids
 
     def _decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, **self._kwargs)) if ids else ""
 
     def put(self, token: int) -> str:
         """Take a token and return the characters that are complete now."""
+        text = self._decode([*self._ids, token])
+        if self._ids and text == self._text and not self._decode([token]):
+            return ""  # a special token that is left out; bytes of one character may stand on both of its sides
         self._ids.append(token)
-        before = self._decode(self._ids[: self._context])
-        text = self._decode(self._ids)
-        incomplete = text.endswith(REPLACEMENT) and len(self._ids) - self._context < MAX_PENDING
-        if incomplete or len(text) <= len(before):
+        self._text = text
+        if text.endswith(REPLACEMENT) and len(self._ids) - self._context < MAX_PENDING:
             return ""
-        self._ids = self._ids[self._context :]
-        self._context = len(self._ids)
-        return text[len(before) :]
+        complete = len(self._ids) - self._unfinished()
+        whole = self._decode(self._ids[:complete])
+        if len(whole) <= len(self._shown):
+            return ""
+        piece = whole[len(self._shown) :]
+        self._ids, self._context = self._ids[self._context :], complete - self._context
+        self._shown, self._text = self._decode(self._ids[: self._context]), self._decode(self._ids)
+        return piece
+
+    def _unfinished(self) -> int:
+        """Count the tokens at the end that may be the beginning of a character: at most three bytes, shown as one."""
+        for count in (1, 2, 3) if self._text.endswith(REPLACEMENT) else ():
+            if self._decode(self._ids[:-count]) + REPLACEMENT == self._text:
+                return count
+        return 0
 
     def end(self) -> str:
         """Return what is left, bytes of an incomplete character as the tokenizer shows them."""
-        before = self._decode(self._ids[: self._context])
-        text = self._decode(self._ids)
-        self._ids, self._context = [], 0
-        return text[len(before) :]
+        rest = self._text[len(self._shown) :]
+        self._ids, self._context, self._shown, self._text = [], 0, "", ""
+        return rest
 
 
 class TextStreamer(BaseStreamer):
