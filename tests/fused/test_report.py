@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from quintet.auto import family_of
-from quintet.fused import notice
+from quintet.fused import cpu_linear, cpu_norm, notice
 from quintet.fused.report import OptimizeReport, computed_by
 from quintet.kernels import loader
 from quintet.models.gpt2 import GPT2LMHeadModel, tiny
@@ -36,7 +36,7 @@ def test_a_report_can_be_printed_again_and_again() -> None:
     *lines, last = str(first).splitlines()
     assert last == f"{len(first.replaced)} modules swapped by this call; with gradients plain modules compute"
     assert lines == str(second).splitlines()[:-1]
-    assert any(line.startswith("linear layers") and " 9  " in line for line in lines)
+    assert any(line.startswith("linear layers stored (in, out)     8  ") for line in lines)
     assert OptimizeReport(["a"]).describe().startswith("1 modules swapped") and "model" not in repr(first)
 
 
@@ -44,12 +44,101 @@ def test_a_report_can_be_printed_again_and_again() -> None:
 def test_what_computes_plain_weights(dtype: torch.dtype) -> None:
     found = by_kind(GPT2LMHeadModel(tiny()).to(dtype).eval())
     number, how = found["linear layers"]
-    assert number == 9
+    by_input, product = found.get("linear layers stored (in, out)", (0, ""))
+    assert (number, by_input) == ((1, 8) if dtype == torch.float32 else (9, 0)) and "native" not in product
     assert how.startswith(f"native {LEVEL} for up to 8 rows, then ") == NATIVE
     assert ("slice by slice" in how) == (dtype == torch.float16)
     assert ("blocks" in found) == NATIVE
     if NATIVE:
-        assert found["blocks"] == (2, "in one native call for steps of up to 8 tokens, else one by one as below")
+        most = 2 if dtype == torch.float32 else 8
+        assert found["blocks"] == (2, f"in one native call for steps of up to {most} tokens, else one by one as below")
+
+
+@pytest.fixture(params=[True, False], ids=["native", "plain"])
+def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str | None:
+    """With the native kernels, where they are built, and without."""
+    if not request.param:
+        monkeypatch.setattr(loader, "_loaded", lambda: (None, loader.Status(False, None, None, "a test")))
+    elif not NATIVE:
+        pytest.skip("no native kernels")
+    return loader.status().level
+
+
+def results_of(place: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What a function of a module returns from now on."""
+    plain, found = getattr(place, name), []
+
+    def spied(*args: Any, **options: Any) -> Any:
+        found.append(plain(*args, **options))
+        return found[-1]
+
+    monkeypatch.setattr(place, name, spied)
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("family", ["gpt2", "seed_oss", "gpt_oss"])
+def test_what_is_said_to_be_native_is(
+    family: str, dtype: torch.dtype, level: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = family_of(family)
+    model = record.classes["causal-lm"](record.tiny()).to(dtype).eval()
+    assert computed_by(model, dtype, swapped=True) == model.optimize().computed
+    found = by_kind(model)
+    calls = {"RMS norms": (cpu_norm, "native_rms_norm"), "linear layers": (cpu_linear, "native_matvec")}
+    for what, (place, name) in calls.items():
+        returned = results_of(place, name, monkeypatch)
+        with torch.no_grad():
+            model(torch.tensor([[1, 2, 3]]), use_cache=False)
+        number, how = found.get(what, (0, ""))
+        said = number if level and how.startswith(f"native {level}") else 0
+        assert sum(out is not None for out in returned) == said
+        assert (how == "plain modules, torch") == (dtype == torch.float64 and number > 0)
+
+
+@pytest.mark.skipif(not NATIVE, reason="no native kernels")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_so_many_tokens_are_in_one_call(dtype: torch.dtype, steps: list[bool]) -> None:
+    model = GPT2LMHeadModel(tiny()).to(dtype).eval()
+    how = by_kind(model)["blocks"][1]
+    with torch.no_grad():
+        for tokens in (1, 2, 3, 8, 9):
+            cache = model(torch.tensor([[1, 2]]), use_cache=True).past_key_values
+            steps.clear()
+            model(torch.arange(tokens)[None], past_key_values=cache)
+            assert steps == [tokens <= int(how.split("up to ")[1].split()[0])], tokens
+
+
+def test_norms_without_native_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "_loaded", lambda: (None, loader.Status(False, None, None, "a test")))
+    model = GptOssForCausalLM(tiny_experts()).eval()
+    assert by_kind(model)["RMS norms"] == (5, "torch, in place for many tokens")
+    few = results_of(cpu_norm.F, "rms_norm", monkeypatch)
+    many = results_of(torch.linalg, "vector_norm", monkeypatch)
+    with torch.no_grad():
+        model(torch.tensor([[1, 2, 3]]))
+        assert (len(few), len(many)) == (5, 0)
+        monkeypatch.setattr(cpu_norm, "FEW", 3 * 32 - 1)
+        model(torch.tensor([[1, 2, 3]]))
+        assert (len(few), len(many)) == (5, 5)
+
+
+def test_models_that_were_moved_or_changed_afterwards() -> None:
+    model = GptOssForCausalLM(tiny_experts()).eval()
+    model.quantize("mxfp4+int8")
+    report = model.optimize()
+    for change in (torch.float64, "meta"):
+        model.float().to(change)
+        said = {one.what: one.how for one in report.computed}
+        assert said.pop("blocks", "one by one").startswith("one by one")
+        assert said.pop("attentions") == "sdpa"
+        assert set(said.values()) == {"plain modules, torch", "unpacked where they are used, torch"}
+    twins = GPT2LMHeadModel(tiny()).eval()
+    twins.optimize()
+    twins.half()  # weights stay in the order that they had
+    found = {one.what: one.how for one in computed_by(twins, torch.float16)}
+    assert "native" not in found["linear layers stored (in, out)"]
+    assert found["blocks"].startswith("one by one") if NATIVE else "blocks" not in found
 
 
 def test_what_computes_attention() -> None:

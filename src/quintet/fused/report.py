@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from quintet.fused.blocks import FusedBlocks, is_list_of
+from quintet.fused.blocks import ROWS_BY_INPUT, FusedBlocks, is_list_of
 from quintet.fused.cpu_experts import CpuExperts
-from quintet.fused.cpu_linear import NATIVE_ROWS, CpuConv1D, CpuLinear, onednn
+from quintet.fused.cpu_linear import NATIVE_ROWS, UPCAST_ROWS, CpuConv1D, CpuLinear, onednn
 from quintet.fused.cpu_norm import CpuRMSNorm
+from quintet.kernels.linear import TYPES
 from quintet.kernels.loader import FEW_ROWS, library, packed_rows, status
 from quintet.layers.conv1d import Conv1D
 from quintet.layers.experts import Experts
@@ -74,6 +75,12 @@ _PLAIN: dict[type[nn.Module], type[nn.Module]] = {
     Experts: CpuExperts,
     RMSNorm: CpuRMSNorm,
 }
+_NAMES: dict[str, type[nn.Module] | tuple[type[nn.Module], ...]] = {
+    "linear layers": (nn.Linear, Conv1D),
+    "lists of experts": Experts,
+    "RMS norms": RMSNorm,
+}
+_UNPACKED = "unpacked where they are used, torch"
 
 
 def computed_by(model: nn.Module, dtype: torch.dtype, *, swapped: bool = False) -> list[Computed]:
@@ -87,6 +94,8 @@ def computed_by(model: nn.Module, dtype: torch.dtype, *, swapped: bool = False) 
     kinds = tuple(getattr(model, "_no_split_modules", ()))
     fusible = swapped and getattr(model, "block_map", None) is not None and library() is not None
     foreign = {id(module) for module in foreign_of(model).values()}
+    # twins compute as plain modules in other types and on other devices
+    fast = dtype in TYPES and (swapped or all(p.device.type == "cpu" for p in model.parameters()))
     counts: dict[tuple[str, str], int] = {}
     fused = False
     for module in model.modules():
@@ -96,34 +105,35 @@ def computed_by(model: nn.Module, dtype: torch.dtype, *, swapped: bool = False) 
             counts[entry] = counts.get(entry, 0) + len(module)  # type: ignore[arg-type]
             fused = True
             continue
-        found = _foreign(module) if id(module) in foreign else _entry(module, kind, dtype)
+        found = _foreign(module) if id(module) in foreign else _entry(module, kind, dtype, fast)
         if found is not None:
             counts[found] = counts.get(found, 0) + 1
     config = getattr(model, "config", None)
     if config is not None:
-        counts[("attentions", _attention(config._attn_implementation, fused))] = config.num_hidden_layers
+        counts[("attentions", _attention(config._attn_implementation, fused and fast))] = config.num_hidden_layers
     return [Computed(what, number, how) for (what, how), number in counts.items()]
 
 
-def _entry(module: nn.Module, kind: type[nn.Module], dtype: torch.dtype) -> tuple[str, str] | None:
+def _entry(module: nn.Module, kind: type[nn.Module], dtype: torch.dtype, fast: bool) -> tuple[str, str] | None:
     """The kind of a module for people and what computes it; None for one that holds nothing of interest."""
     if isinstance(module, PackedExperts):
-        return "lists of experts in MXFP4", _packed_experts()
+        return "lists of experts in MXFP4", _packed_experts() if fast else _UNPACKED
     if isinstance(module, PackedLinear):
         where = module.group is None or module.group % 32 == 0
-        native = status().native and where
-        how = f"native {status().level}" if native else "unpacked where they are used, torch"
-        return f"linear layers in int{module.bits}", how
-    if kind in (CpuLinear, CpuConv1D):
-        return "linear layers", _linear(dtype)
+        native = status().native and where and fast
+        return f"linear layers in int{module.bits}", f"native {status().level}" if native else _UNPACKED
+    if kind not in _PLAIN and kind not in _PLAIN.values():
+        return None
+    what = next(name for name, kinds in _NAMES.items() if issubclass(kind, kinds))
+    if kind in _PLAIN or not fast:
+        return what, "plain modules, torch"
     if kind is CpuExperts:
-        return "lists of experts", f"weighted sums of rows for few tokens, then {_product(dtype)}"
+        return what, f"weighted sums of rows for few tokens, then {_product(dtype)}"
     if kind is CpuRMSNorm:
-        return "RMS norms", "torch, in place for many tokens"
-    if kind in _PLAIN:
-        names = {Experts: "lists of experts", RMSNorm: "RMS norms"}
-        return names.get(kind, "linear layers"), "plain modules, torch"
-    return None
+        return what, f"native {status().level}" if status().native else "torch, in place for many tokens"
+    if _is_by_input(module, dtype):
+        return f"{what} stored (in, out)", _linear(dtype, native=False)
+    return what, _linear(dtype, native=status().native)
 
 
 def _foreign(module: nn.Module) -> tuple[str, str]:
@@ -134,10 +144,21 @@ def _foreign(module: nn.Module) -> tuple[str, str]:
 
 def _blocks(module: nn.Module, dtype: torch.dtype) -> str:
     """What computes a decoding step; of a list that is not fused yet only the kinds of its modules are looked at."""
-    known = module.fits(dtype) if isinstance(module, FusedBlocks) else not _holds_strangers(module)
+    known = module.fits(dtype) if isinstance(module, FusedBlocks) else dtype in TYPES and not _holds_strangers(module)
     if not known:
         return "one by one: a module, or its tensors, are of a kind that native code does not know"
-    return f"in one native call for steps of up to {FEW_ROWS} tokens, else one by one as below"
+    by_input = any(_is_by_input(one, dtype) for one in module.modules())
+    rows = ROWS_BY_INPUT if by_input else FEW_ROWS
+    return f"in one native call for steps of up to {rows} tokens, else one by one as below"
+
+
+def _is_by_input(module: nn.Module, dtype: torch.dtype) -> bool:
+    """Whether a weight is and stays (in, out) in memory, which native code reads within a step only.
+
+    In 16 bits `optimize()` turns such weights, by `Conv1D.lay_out`.
+    """
+    stays = isinstance(module, CpuConv1D) or (isinstance(module, Conv1D) and dtype == torch.float32)
+    return stays and module.weight.stride(1) == 1  # type: ignore[operator]
 
 
 def _attention(backend: str, fused: bool) -> str:
@@ -149,9 +170,11 @@ def _holds_strangers(blocks: nn.Module) -> bool:
     return bool(foreign_of(blocks)) or any(isinstance(module, Experts) for module in blocks.modules())
 
 
-def _linear(dtype: torch.dtype) -> str:
-    rows = NATIVE_ROWS.get(dtype, 0) if status().native else 0
-    return f"native {status().level} for up to {rows} rows, then {_product(dtype)}" if rows else _product(dtype)
+def _linear(dtype: torch.dtype, *, native: bool) -> str:
+    if native:
+        return f"native {status().level} for up to {NATIVE_ROWS[dtype]} rows, then {_product(dtype)}"
+    few = f"torch for up to {UPCAST_ROWS - 1} rows, then " if dtype == torch.float16 else ""
+    return f"{few}{_product(dtype)}"
 
 
 def _product(dtype: torch.dtype) -> str:
@@ -162,5 +185,5 @@ def _product(dtype: torch.dtype) -> str:
 def _packed_experts() -> str:
     rows, level = packed_rows(), status().level
     if not rows:
-        return "unpacked where they are used, torch"
+        return _UNPACKED
     return f"native {level}" if rows > 2**30 else f"native {level} for up to {rows} tokens, then unpacked"
