@@ -24,6 +24,7 @@ from quintet.family import BlockMap
 from quintet.fused.cpu_linear import CpuConv1D, CpuLinear, twin
 from quintet.fused.cpu_norm import CpuRMSNorm
 from quintet.fused.notice import gradients_are_on
+from quintet.kernels.integers import native_layout
 from quintet.kernels.linear import TYPES
 from quintet.kernels.loader import FEW_ROWS, check, library
 from quintet.layers.activations import ACTIVATIONS
@@ -197,31 +198,25 @@ class _Plan:
                 self._by_input = True
         elif kind is Int8Linear:
             weight = self._tensor(module, "weight", torch.int8)
-            struct.kind = 8
+            self._packed(struct, module, weight, None)
         elif kind is Int4Linear:
             weight = self._tensor(module, "weight_packed", torch.int32)
-            zeros = self._tensor(module, "weight_zero_point", torch.int32, kind="_buffers")
-            struct.kind, struct.zeros = 4, None if zeros is None else zeros.data_ptr()
-            if zeros is not None and not zeros.is_contiguous():
-                raise _Unfit
+            self._packed(struct, module, weight, self._tensor(module, "weight_zero_point", None, kind="_buffers"))
         else:
             raise _Unfit
-        if struct.kind > STORED_BY_INPUT:
-            self._scales(struct, module, weight)
         struct.weight = weight.data_ptr()
         bias = self._tensor(module, "bias", self.dtype)
         struct.bias = None if bias is None else bias.contiguous().data_ptr()
         if bias is not None and not bias.is_contiguous():
             raise _Unfit
 
-    def _scales(self, struct: _Linear, module: Any, weight: torch.Tensor) -> None:
-        struct.inputs, struct.outputs = module.in_features, module.out_features
+    def _packed(self, struct: _Linear, module: Any, weight: torch.Tensor, zeros: torch.Tensor | None) -> None:
         scale = self._tensor(module, "weight_scale", None)
-        groups = scale.shape[1] if scale.dim() == 2 else 1
-        struct.group, struct.scale_type, struct.scales = struct.inputs // groups, _type(scale), scale.data_ptr()
-        whole = weight.is_contiguous() and scale.is_contiguous() and len(scale) == struct.outputs
-        if not whole or struct.inputs % groups or (struct.group % 32 and (struct.kind == 4 or groups > 1)):
+        layout = native_layout(module.bits, module.in_features, weight, scale, zeros)
+        if layout is None or len(weight) != module.out_features:
             raise _Unfit
+        struct.kind, struct.inputs, struct.outputs = module.bits, module.in_features, module.out_features
+        struct.scale_type, struct.group, struct.scales, struct.zeros = layout
 
     def _experts(self, struct: _Block, block: nn.Module, shape: BlockMap) -> None:
         experts, router = attrgetter(shape.experts)(block), attrgetter(shape.router)(block)

@@ -11,6 +11,7 @@ from quintet.fused.blocks import ROWS_BY_INPUT, FusedBlocks, is_list_of
 from quintet.fused.cpu_experts import CpuExperts
 from quintet.fused.cpu_linear import NATIVE_ROWS, UPCAST_ROWS, CpuConv1D, CpuLinear, onednn
 from quintet.fused.cpu_norm import CpuRMSNorm
+from quintet.kernels.integers import takes_groups
 from quintet.kernels.linear import TYPES
 from quintet.kernels.loader import FEW_ROWS, library, packed_rows, status
 from quintet.layers.conv1d import Conv1D
@@ -119,8 +120,8 @@ def _entry(module: nn.Module, kind: type[nn.Module], dtype: torch.dtype, fast: b
     if isinstance(module, PackedExperts):
         return "lists of experts in MXFP4", _packed_experts() if fast else _UNPACKED
     if isinstance(module, PackedLinear):
-        where = module.group is None or module.group % 32 == 0
-        native = status().native and where and fast
+        groups = 1 if module.group is None else module.in_features // module.group
+        native = status().native and fast and takes_groups(module.bits, module.in_features, groups)
         return f"linear layers in int{module.bits}", f"native {status().level}" if native else _UNPACKED
     if kind not in _PLAIN and kind not in _PLAIN.values():
         return None

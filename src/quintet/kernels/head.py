@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 
 from quintet.errors import InputError
-from quintet.kernels.integers import int4_linear_reference, int8_linear_reference
+from quintet.kernels.integers import int4_linear_reference, int8_linear_reference, native_layout
 from quintet.kernels.linear import TYPES, matvec_reference
 from quintet.kernels.loader import FEW_ROWS, check, library
 from quintet.kernels.packing import WORD
@@ -20,8 +20,6 @@ __all__ = ["MOST_WANTED", "head_topk", "head_topk_reference", "native_head_topk"
 
 # More than so many are looked for by torch.
 MOST_WANTED = 1024
-# Groups of the native kernels are one or more of these.
-BLOCK = 32
 # Bits of a packed weight, by the type that it is stored in.
 BITS = {torch.int8: 8, torch.int32: 4}
 
@@ -52,8 +50,12 @@ def native_head_topk(
     rows = x.numel() // inputs if inputs else 0
     if not 0 < rows <= FEW_ROWS or not 0 < k <= min(outputs, MOST_WANTED) or weight.stride(1) != 1:
         return None
-    packed = _packed(bits, inputs, weight, scale, zero_point) if bits else (0, inputs, None, None)
-    if packed is None or (not bits and (weight.dtype != x.dtype or weight.shape[1] != inputs)):
+    if not bits and (weight.dtype != x.dtype or weight.shape[1] != inputs):
+        return None
+    layout: tuple[int, int, int | None, int | None] | None = (0, inputs, None, None)
+    if bits:
+        layout = None if scale is None else native_layout(bits, inputs, weight, scale, zero_point)
+    if layout is None:
         return None
     added = None
     if bias is not None:
@@ -62,7 +64,7 @@ def native_head_topk(
         bias = bias.contiguous()
         added = bias.data_ptr()
     x = x.contiguous()
-    scale_kind, group, scales, zeros = packed
+    scale_kind, group, scales, zeros = layout
     values, tokens = torch.empty((*x.shape[:-1], k)), torch.empty((*x.shape[:-1], k), dtype=torch.int64)
     sums = torch.empty(x.shape[:-1] if log_sum else 0)
     check(
@@ -73,28 +75,6 @@ def native_head_topk(
         )
     )
     return values, tokens, sums
-
-
-def _packed(
-    bits: int, inputs: int, weight: torch.Tensor, scale: torch.Tensor | None, zero_point: torch.Tensor | None
-) -> tuple[int, int, int, int | None] | None:
-    """Return type of the scales, inputs in a group, and where scales and zero points are; None for another layout."""
-    if scale is None or scale.dtype not in TYPES or weight.shape[1] * (1 if bits == 8 else WORD) != inputs:
-        return None
-    outputs, groups = weight.shape[0], scale.shape[1] if scale.dim() == 2 else 1
-    if (scale.shape != (outputs, groups) and scale.shape != (outputs,)) or not groups or inputs % groups:
-        return None
-    group = inputs // groups
-    if group % BLOCK and (bits == 4 or groups > 1):
-        return None
-    if not all(part.is_contiguous() and part.is_cpu for part in (weight, scale)):
-        return None
-    if zero_point is None:
-        return TYPES[scale.dtype], group, scale.data_ptr(), None
-    fits = bits == 4 and zero_point.dtype == torch.int32 and zero_point.shape == (-(-outputs // WORD), groups)
-    if not fits or not zero_point.is_contiguous() or not zero_point.is_cpu:
-        return None
-    return TYPES[scale.dtype], group, scale.data_ptr(), zero_point.data_ptr()
 
 
 def head_topk_reference(

@@ -23,13 +23,51 @@ __all__ = [
     "int8_linear_reference",
     "native_int4_linear",
     "native_int8_linear",
+    "native_layout",
     "round_activations",
+    "takes_groups",
 ]
 
 # What x is multiplied as: in its own type, or rounded to 8 bits.
 ACTIVATIONS = ("bf16", "int8")
 # Groups of the native kernels are one or more of these.
 BLOCK = 32
+
+
+def takes_groups(bits: int, inputs: int, groups: int) -> bool:
+    """Return whether native kernels know so many groups: of a multiple of 32 inputs; for 8 bits also one for all."""
+    return groups > 0 and not inputs % groups and (not inputs // groups % BLOCK or (bits == 8 and groups == 1))
+
+
+def native_layout(
+    bits: int, inputs: int, weight: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None
+) -> tuple[int, int, int, int | None] | None:
+    """Return how native kernels are told of a packed weight, or None for a layout that they do not know.
+
+    Args:
+        bits: 8 or 4.
+        inputs: Of the weight.
+        weight: (out, in) int8, or (out, in / 8) int32 of 4 bits.
+        scale: (out, G) or (out,).
+        zero_point: (ceil(out / 8), G) int32 of 4 bits, or None.
+
+    Returns:
+        Type of the scales, inputs in a group, where the scales are, and where the zero points are, if there are any.
+    """
+    scale_kind = TYPES.get(scale.dtype)
+    if scale_kind is None or weight.dim() != 2 or weight.shape[1] * 8 * weight.element_size() != bits * inputs:
+        return None
+    outputs, groups = weight.shape[0], scale.shape[1] if scale.dim() == 2 else 1
+    if scale.shape != (outputs, groups) and scale.shape != (outputs,) or not takes_groups(bits, inputs, groups):
+        return None
+    if not all(part.is_contiguous() and part.is_cpu for part in (weight, scale)):
+        return None
+    if zero_point is None:
+        return scale_kind, inputs // groups, scale.data_ptr(), None
+    fits = bits == 4 and zero_point.dtype == torch.int32 and zero_point.shape == (-(-outputs // WORD), groups)
+    if not fits or not zero_point.is_contiguous() or not zero_point.is_cpu:
+        return None
+    return scale_kind, inputs // groups, scale.data_ptr(), zero_point.data_ptr()
 
 
 def _native(
@@ -41,35 +79,15 @@ def _native(
     bias: torch.Tensor | None,
     activations: str,
 ) -> torch.Tensor | None:
-    native, kind, scale_kind = library(), TYPES.get(x.dtype), TYPES.get(scale.dtype)
-    if (
-        native is None
-        or kind is None
-        or scale_kind is None
-        or activations not in ACTIVATIONS
-        or x.dim() == 0
-        or not x.is_cpu
-        or weight.dim() != 2
-    ):
+    native, kind = library(), TYPES.get(x.dtype)
+    if native is None or kind is None or activations not in ACTIVATIONS or x.dim() == 0 or not x.is_cpu:
         return None
-    outputs, inputs = weight.shape[0], x.shape[-1]
+    inputs = x.shape[-1]
     rows = x.numel() // inputs if inputs else 0
-    if not rows or weight.shape[1] * 8 * weight.element_size() != bits * inputs:
+    layout = native_layout(bits, inputs, weight, scale, zero_point) if rows else None
+    if layout is None:
         return None
-    groups = scale.shape[1] if scale.dim() == 2 else 1
-    if scale.shape != (outputs, groups) and scale.shape != (outputs,) or not groups or inputs % groups:
-        return None
-    group = inputs // groups
-    if group % BLOCK and (bits == 4 or groups > 1):
-        return None
-    tensors = [weight, scale] if zero_point is None else [weight, scale, zero_point]
-    if not all(part.is_contiguous() and part.is_cpu for part in tensors):
-        return None
-    zeros = None
-    if zero_point is not None:
-        if zero_point.dtype != torch.int32 or zero_point.shape != (-(-outputs // WORD), groups):
-            return None
-        zeros = zero_point.data_ptr()
+    outputs, (scale_kind, group, scales, zeros) = weight.shape[0], layout
     added = None
     if bias is not None:
         if bias.dtype != x.dtype or bias.shape != (outputs,) or not bias.is_cpu:
@@ -81,7 +99,7 @@ def _native(
     check(
         native.quintet_integers(
             *(bits, kind, scale_kind, ACTIVATIONS.index(activations), rows, inputs, outputs, group),
-            *(weight.data_ptr(), scale.data_ptr(), zeros, x.data_ptr(), inputs, added, out.data_ptr()),
+            *(weight.data_ptr(), scales, zeros, x.data_ptr(), inputs, added, out.data_ptr()),
             torch.get_num_threads(),
         )
     )
