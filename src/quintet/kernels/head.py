@@ -12,7 +12,7 @@ import torch
 
 from quintet.errors import InputError
 from quintet.kernels.integers import int4_linear_reference, int8_linear_reference, native_layout
-from quintet.kernels.linear import TYPES, matvec_reference
+from quintet.kernels.linear import TYPES, check_bias, matvec_reference, whole_bias
 from quintet.kernels.loader import FEW_ROWS, check, library
 from quintet.kernels.packing import WORD
 
@@ -57,12 +57,9 @@ def native_head_topk(
         layout = None if scale is None else native_layout(bits, inputs, weight, scale, zero_point)
     if layout is None:
         return None
-    added = None
-    if bias is not None:
-        if bias.dtype != x.dtype or bias.shape != (outputs,) or not bias.is_cpu:
-            return None
-        bias = bias.contiguous()
-        added = bias.data_ptr()
+    added = whole_bias(bias, x.dtype, outputs)
+    if added is None:
+        return None
     x = x.contiguous()
     scale_kind, group, scales, zeros = layout
     values, tokens = torch.empty((*x.shape[:-1], k)), torch.empty((*x.shape[:-1], k), dtype=torch.int64)
@@ -70,7 +67,7 @@ def native_head_topk(
     check(
         native.quintet_head_topk(
             *(bits, kind, scale_kind, rows, inputs, outputs, group, weight.data_ptr(), weight.stride(0), scales, zeros),
-            *(x.data_ptr(), inputs, added, k, values.data_ptr(), tokens.data_ptr()),
+            *(x.data_ptr(), inputs, added[1], k, values.data_ptr(), tokens.data_ptr()),
             *(sums.data_ptr() if log_sum else None, torch.get_num_threads()),
         )
     )
@@ -121,10 +118,7 @@ def _check(
         raise InputError(f"head_topk: k is {k} and must be from 1 to {weight.shape[0]}, the number of outputs.")
     if zero_point is not None and bits != 4:
         raise InputError("head_topk: zero_point belongs to weights of 4 bits. Leave it out.")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise InputError(
-            f"head_topk: a bias of shape {list(bias.shape)} for {weight.shape[0]} outputs. Pass one number each."
-        )
+    check_bias("head_topk", bias, weight.shape[0])
 
 
 @torch.library.custom_op("quintet::head_topk", mutates_args=())

@@ -10,13 +10,14 @@ from __future__ import annotations
 import torch
 
 from quintet.errors import InputError
-from quintet.kernels.linear import TYPES
+from quintet.kernels.linear import TYPES, check_bias, whole_bias
 from quintet.kernels.loader import FEW_ROWS, check, has_byte_products, library
 from quintet.kernels.packing import WORD, dequantize_int4, dequantize_int8
 
 __all__ = [
     "ACTIVATIONS",
     "activations_for",
+    "check_activations",
     "int4_linear",
     "int4_linear_reference",
     "int8_linear",
@@ -32,6 +33,16 @@ __all__ = [
 ACTIVATIONS = ("bf16", "int8")
 # Groups of the native kernels are one or more of these.
 BLOCK = 32
+
+
+def check_activations(name: str, activations: str) -> None:
+    """Check what an operation called `name` is to multiply x as.
+
+    Raises:
+        InputError: it is not one of ACTIVATIONS.
+    """
+    if activations not in ACTIVATIONS:
+        raise InputError(f"{name}: activations={activations!r} is not one of {', '.join(ACTIVATIONS)}.")
 
 
 def takes_groups(bits: int, inputs: int, groups: int) -> bool:
@@ -60,7 +71,7 @@ def native_layout(
     outputs, groups = weight.shape[0], scale.shape[1] if scale.dim() == 2 else 1
     if scale.shape != (outputs, groups) and scale.shape != (outputs,) or not takes_groups(bits, inputs, groups):
         return None
-    if not all(part.is_contiguous() and part.is_cpu for part in (weight, scale)):
+    if not (weight.is_cpu and scale.is_cpu and weight.is_contiguous() and scale.is_contiguous()):
         return None
     if zero_point is None:
         return scale_kind, inputs // groups, scale.data_ptr(), None
@@ -88,18 +99,15 @@ def _native(
     if layout is None:
         return None
     outputs, (scale_kind, group, scales, zeros) = weight.shape[0], layout
-    added = None
-    if bias is not None:
-        if bias.dtype != x.dtype or bias.shape != (outputs,) or not bias.is_cpu:
-            return None
-        bias = bias.contiguous()
-        added = bias.data_ptr()
+    added = whole_bias(bias, x.dtype, outputs)
+    if added is None:
+        return None
     x = x.contiguous()
     out = torch.empty((*x.shape[:-1], outputs), dtype=x.dtype)
     check(
         native.quintet_integers(
             *(bits, kind, scale_kind, ACTIVATIONS.index(activations), rows, inputs, outputs, group),
-            *(weight.data_ptr(), scales, zeros, x.data_ptr(), inputs, added, out.data_ptr()),
+            *(weight.data_ptr(), scales, zeros, x.data_ptr(), inputs, added[1], out.data_ptr()),
             torch.get_num_threads(),
         )
     )
@@ -226,10 +234,8 @@ def _check(
         )
     if not groups or inputs % groups:
         raise InputError(f"{name}: {groups} groups do not divide {inputs} inputs. Pass scales (out, in / group).")
-    if bias is not None and bias.shape != (outputs,):
-        raise InputError(f"{name}: a bias of shape {list(bias.shape)} for {outputs} outputs. Pass one number each.")
-    if activations not in ACTIVATIONS:
-        raise InputError(f"{name}: activations={activations!r} is not one of {', '.join(ACTIVATIONS)}.")
+    check_bias(name, bias, outputs)
+    check_activations(name, activations)
 
 
 def _check_int8(

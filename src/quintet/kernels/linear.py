@@ -12,10 +12,38 @@ from torch.nn import functional as F
 from quintet.errors import InputError
 from quintet.kernels.loader import check, library
 
-__all__ = ["TYPES", "matvec", "matvec_reference", "native_matvec"]
+__all__ = ["TYPES", "check_bias", "matvec", "matvec_reference", "native_matvec", "whole_bias"]
 
 # Types that the native kernels know, by the number that they know them by.
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+def whole_bias(
+    bias: torch.Tensor | None, dtype: torch.dtype, outputs: int
+) -> tuple[torch.Tensor | None, int | None] | None:
+    """Return a bias in one piece, to be held while a native kernel runs, and where it is; None if no kernel takes it.
+
+    Args:
+        bias: (out,), or None, of which the result is None twice.
+        dtype: Type of the activations, which it must have.
+        outputs: How many it must have.
+    """
+    if bias is None:
+        return None, None
+    if bias.dtype != dtype or bias.shape != (outputs,) or not bias.is_cpu:
+        return None
+    bias = bias.contiguous()
+    return bias, bias.data_ptr()
+
+
+def check_bias(name: str, bias: torch.Tensor | None, outputs: int) -> None:
+    """Check the shape of a bias that an operation called `name` was given.
+
+    Raises:
+        InputError: it is not one number for each output.
+    """
+    if bias is not None and bias.shape != (outputs,):
+        raise InputError(f"{name}: a bias of shape {list(bias.shape)} for {outputs} outputs. Pass one number each.")
 
 
 def native_matvec(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor | None:
@@ -40,18 +68,15 @@ def native_matvec(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
     rows = x.numel() // inputs if inputs else 0
     if not rows or step != 1 or x.shape[-1] != inputs or not x.is_cpu or not weight.is_cpu:
         return None
-    added = None
-    if bias is not None:
-        if bias.dtype != x.dtype or bias.shape != (outputs,) or not bias.is_cpu:
-            return None
-        bias = bias.contiguous()
-        added = bias.data_ptr()
+    added = whole_bias(bias, x.dtype, outputs)
+    if added is None:
+        return None
     x = x.contiguous()
     out = torch.empty((*x.shape[:-1], outputs), dtype=x.dtype)
     check(
         native.quintet_matvec(
             *(kind, rows, inputs, outputs, weight.data_ptr(), stride, x.data_ptr(), inputs),
-            *(added, out.data_ptr(), torch.get_num_threads()),
+            *(added[1], out.data_ptr(), torch.get_num_threads()),
         )
     )
     return out
@@ -70,10 +95,7 @@ def _check(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> 
             f"matvec: x of shape {list(x.shape)} and a weight of shape {list(weight.shape)} do not fit: "
             "the weight must be (out, in) and x (..., in)."
         )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise InputError(
-            f"matvec: a bias of shape {list(bias.shape)} for {weight.shape[0]} outputs. Pass one number each."
-        )
+    check_bias("matvec", bias, weight.shape[0])
 
 
 @torch.library.custom_op("quintet::matvec", mutates_args=())

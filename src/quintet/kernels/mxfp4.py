@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 
 from quintet.errors import InputError
-from quintet.kernels.integers import ACTIVATIONS, round_activations
-from quintet.kernels.linear import TYPES
+from quintet.kernels.integers import ACTIVATIONS, check_activations, round_activations
+from quintet.kernels.linear import TYPES, check_bias, whole_bias
 from quintet.kernels.loader import check, library
 
 __all__ = [
@@ -63,18 +63,15 @@ def native_mxfp4_matvec(
         return None
     if not _is_bytes(blocks, (outputs, groups, GROUP // 2)) or not _is_bytes(scales, (outputs, groups)):
         return None
-    added = None
-    if bias is not None:
-        if bias.dtype != x.dtype or bias.shape != (outputs,) or not bias.is_cpu:
-            return None
-        bias = bias.contiguous()
-        added = bias.data_ptr()
+    added = whole_bias(bias, x.dtype, outputs)
+    if added is None:
+        return None
     x = x.contiguous()
     out = torch.empty(rows, outputs, dtype=x.dtype)
     check(
         native.quintet_mxfp4_matvec(
             *(kind, ACTIVATIONS.index(activations), rows, groups, outputs, blocks.data_ptr(), scales.data_ptr()),
-            *(x.data_ptr(), inputs, added, out.data_ptr(), torch.get_num_threads()),
+            *(x.data_ptr(), inputs, added[1], out.data_ptr(), torch.get_num_threads()),
         )
     )
     return out
@@ -103,11 +100,6 @@ def mxfp4_matvec_reference(
     return (out if bias is None else out + bias.to(wide)).to(x.dtype)
 
 
-def _check_activations(name: str, activations: str) -> None:
-    if activations not in ACTIVATIONS:
-        raise InputError(f"{name}: activations={activations!r} is not one of {', '.join(ACTIVATIONS)}.")
-
-
 def _check_packed(name: str, blocks: torch.Tensor, scales: torch.Tensor, inputs: int) -> None:
     if blocks.dtype != torch.uint8 or scales.dtype != torch.uint8:
         raise InputError(f"{name}: packed weights of {blocks.dtype} and scales of {scales.dtype}; both must be uint8.")
@@ -121,15 +113,14 @@ def _check_packed(name: str, blocks: torch.Tensor, scales: torch.Tensor, inputs:
 def _check_matvec(
     x: torch.Tensor, blocks: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None, activations: str
 ) -> None:
-    _check_activations("mxfp4_matvec", activations)
+    check_activations("mxfp4_matvec", activations)
     if x.dim() != 2 or scales.dim() != 2:
         raise InputError(
             f"mxfp4_matvec: x of shape {list(x.shape)} and scales of shape {list(scales.shape)}; "
             "pass (n, in) and (out, G)."
         )
     _check_packed("mxfp4_matvec", blocks, scales, x.shape[1])
-    if bias is not None and bias.shape != scales.shape[:1]:
-        raise InputError(f"mxfp4_matvec: a bias of shape {list(bias.shape)} for {scales.shape[0]} outputs.")
+    check_bias("mxfp4_matvec", bias, scales.shape[0])
 
 
 @torch.library.custom_op("quintet::mxfp4_matvec", mutates_args=())
@@ -270,7 +261,7 @@ def mxfp4_experts_reference(
 def _check_experts(
     x: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor, stacks: Sequence[torch.Tensor], activations: str
 ) -> None:
-    _check_activations("mxfp4_experts", activations)
+    check_activations("mxfp4_experts", activations)
     if x.dim() != 2 or indices.dim() != 2 or indices.shape != weights.shape or len(indices) != len(x):
         raise InputError(
             f"mxfp4_experts: x of shape {list(x.shape)}, indices of shape {list(indices.shape)} and weights of shape "
