@@ -219,7 +219,7 @@ def test_nothing_is_told_in_compiled_code(caplog: pytest.LogCaptureFixture, monk
     notice._say.cache_clear()
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     with caplog.at_level(logging.WARNING, logger="quintet"):
-        assert notice.gradients_are_on()
+        assert notice.must_be_plain_and_say()
     assert not caplog.records
 
 

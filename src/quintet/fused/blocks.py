@@ -23,7 +23,7 @@ from quintet.cache.dynamic_layers import DynamicLayer
 from quintet.family import BlockMap
 from quintet.fused.cpu_linear import CpuConv1D, CpuLinear, twin
 from quintet.fused.cpu_norm import CpuRMSNorm
-from quintet.fused.notice import gradients_are_on
+from quintet.fused.notice import must_be_plain_and_say
 from quintet.kernels.integers import native_layout
 from quintet.kernels.linear import TYPES
 from quintet.kernels.loader import FEW_ROWS, check, library
@@ -335,7 +335,7 @@ class FusedBlocks(nn.ModuleList):
         if not isinstance(cache, DynamicCache) or type(cache) not in (DynamicCache, Int8Cache) or self.training:
             return None
         small = x.dim() == 3 and x.shape[0] * x.shape[1] <= FEW_ROWS
-        if not small or gradients_are_on() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        if not small or must_be_plain_and_say():
             return None
         if step.output_attentions or step.output_router_logits or step.head_mask is not None:
             return None

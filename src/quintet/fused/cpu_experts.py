@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from quintet.fused.cpu_linear import LINEAR_TWINS, cpu_linear, fits, twin
 from quintet.fused.cpu_norm import rms_norm
+from quintet.kernels.inference import must_be_plain
 from quintet.layers.experts import Experts, clamped_swiglu
 from quintet.layers.norm import RMSNorm
 from quintet.swap import SwapReport, swap
@@ -35,7 +36,7 @@ def bag_product(x: torch.Tensor, stored: torch.Tensor) -> torch.Tensor | None:
     Returns:
         (n, out), or None: gradients are on, there are many rows, or a compiler, autocast or another device is at work.
     """
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+    if must_be_plain():
         return None
     rows, inputs = x.shape
     fast = x.device.type == "cpu" and x.dtype == stored.dtype and 0 < rows <= BAG_ROWS.get(x.dtype, 0)

@@ -27,8 +27,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from quintet.fused.notice import gradients_are_on
+from quintet.fused.notice import must_be_plain_and_say
 from quintet.kernels.head import native_head_topk
+from quintet.kernels.inference import must_be_plain
 from quintet.kernels.linear import native_matvec
 from quintet.layers.conv1d import Conv1D
 from quintet.swap import Twin
@@ -90,9 +91,7 @@ def cpu_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None)
         (..., out), or None: gradients are on, the device is not a CPU, autocast or a compiler is at work, or the plain
         product is as fast.
     """
-    if gradients_are_on() or x.device.type != "cpu" or x.dtype != weight.dtype:
-        return None
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+    if must_be_plain_and_say() or x.device.type != "cpu" or x.dtype != weight.dtype:
         return None
     if x.numel() // x.shape[-1] <= NATIVE_ROWS.get(x.dtype, 0):
         out = native_matvec(x, weight, bias)
@@ -164,7 +163,7 @@ class CpuLinear(nn.Linear):
 
     def best_outputs(self, x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Return the k largest outputs in float32 and which they are, (..., k) each; None where `forward` has to."""
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        if must_be_plain():
             return None
         found = native_head_topk(x, self.weight, k, bias=self.bias, log_sum=False)
         return None if found is None else found[:2]

@@ -7,16 +7,18 @@ from functools import lru_cache
 
 import torch
 
-__all__ = ["gradients_are_on"]
+from quintet.kernels.inference import must_be_plain
+
+__all__ = ["must_be_plain_and_say"]
 
 logger = logging.getLogger("quintet.fused")
 
 
-def gradients_are_on() -> bool:
-    """Whether gradients are on, so that the plain way has to be taken; says so, once in a process."""
-    if not torch.is_grad_enabled():
+def must_be_plain_and_say() -> bool:
+    """Whether the plain way has to be taken; where gradients are the reason that is said, once in a process."""
+    if not must_be_plain():
         return False
-    if not torch.compiler.is_compiling():
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         _say()
     return True
 

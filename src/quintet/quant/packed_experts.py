@@ -13,6 +13,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from quintet.errors import InputError
+from quintet.kernels.inference import must_be_plain
 from quintet.kernels.integers import activations_for
 from quintet.kernels.loader import packed_rows
 from quintet.kernels.mxfp4 import native_mxfp4_experts
@@ -227,8 +228,7 @@ class PackedExperts(RoutedExperts):
 
     def forward(self, x: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Return the weighted sum of what each token's experts say: (N, D), see `RoutedExperts.forward`."""
-        plain = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
-        if not plain and x.shape[0] <= packed_rows():
+        if not must_be_plain() and x.shape[0] <= packed_rows():
             activations = activations_for(self.activations, x.shape[0], x.dtype)
             out = native_mxfp4_experts(x, indices, weights, self.stacks(), self.alpha, self.limit, activations)
             if out is not None:

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from quintet.errors import InputError
 from quintet.kernels.head import native_head_topk
+from quintet.kernels.inference import must_be_plain
 from quintet.kernels.integers import activations_for, native_int4_linear, native_int8_linear
 from quintet.kernels.packing import (
     WORD,
@@ -195,7 +196,7 @@ class PackedLinear(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (..., in_features) to (..., out_features)."""
-        if not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")):
+        if not must_be_plain():
             activations = activations_for(self.activations, x.numel() // self.in_features, x.dtype)
             out = self._native(x, activations)
             if out is not None:
@@ -212,7 +213,7 @@ class PackedLinear(nn.Linear):
 
     def best_outputs(self, x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor] | None:
         """See CpuLinear.best_outputs."""
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        if must_be_plain():
             return None
         weight, scale, *rest = (getattr(self, name, None) for name in self.parts if name != "weight_shape")
         rounds = activations_for(self.activations, x.numel() // self.in_features, x.dtype) != "bf16"

@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 
 from quintet.kernels.attention import native_attention, pays
+from quintet.kernels.inference import must_be_plain
 from quintet.layers.attention.eager import Output
 from quintet.layers.attention.sdpa import sdpa
 from quintet.layers.masks import MaskSpec
@@ -20,9 +21,7 @@ __all__ = ["native", "with_native"]
 
 def with_native(step: Step) -> Step:
     """Return a step with native attention in the place of torch's, where nobody asked for another and it may be."""
-    if step.backend != "sdpa" or torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return step
-    if torch.is_autocast_enabled("cpu"):  # which chooses the types that torch's attention computes in
+    if step.backend != "sdpa" or must_be_plain():  # autocast chooses the types that torch's attention computes in
         return step
     return replace(step, backend="native")
 
