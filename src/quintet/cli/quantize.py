@@ -133,27 +133,20 @@ def _asked(args: argparse.Namespace) -> Any:
     Raises:
         UsageError: options that do not go together.
     """
-    from quintet.quant.config import IntegerConfig, Mxfp4Config, Quantization
+    from quintet.quant.config import IntegerConfig, Mxfp4Config, Quantization, parse_short
 
-    experts, _, linears = args.format.partition("+")
-    if experts != "mxfp4":
-        experts, linears = "", experts
-    if not linears:
+    named = parse_short(args.format, "--format")
+    experts = None if named.experts is None else Mxfp4Config(args.skip)
+    if named.linears is None:
         for name in ("group_size", "asymmetric", "head", "calibrate"):
             if getattr(args, name):
                 raise UsageError(
                     f"--{name.replace('_', '-')} is for linear layers, and --format mxfp4 packs experts only. Use "
                     "mxfp4+int8 or mxfp4+int4, or leave it out."
                 )
-    if args.asymmetric and linears != "int4":
+        return Quantization(experts)
+    bits = named.linears.bits
+    if args.asymmetric and bits != 4:
         raise UsageError("--asymmetric is for int4: 8 bits have no zero points. Leave it out.")
-    wanted = None
-    if linears:
-        wanted = IntegerConfig(
-            int(linears[3:]),
-            args.group_size,
-            not args.asymmetric,
-            None if args.head is None else int(args.head[3:]),
-            args.skip,
-        )
-    return Quantization(Mxfp4Config(args.skip) if experts else None, wanted)
+    head = None if args.head is None else int(args.head.removeprefix("int"))
+    return Quantization(experts, IntegerConfig(bits, args.group_size, not args.asymmetric, head, args.skip))
