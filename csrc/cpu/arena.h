@@ -1,9 +1,13 @@
 // Memory of one call, kept for the next one of the same thread.
 #pragma once
 
+#include <cstddef>
 #include <cstdlib>
 
 namespace quintet {
+
+// Bytes that `Arena::take` hands out for so many: whole lines of the cache.
+static inline size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 struct Arena {
     char* memory = nullptr;
@@ -20,7 +24,7 @@ struct Arena {
     }
     void* take(size_t bytes) {
         void* made = memory + used;
-        used += (bytes + 63) / 64 * 64;
+        used += aligned(bytes);
         return made;
     }
 };

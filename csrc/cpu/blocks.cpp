@@ -2,7 +2,6 @@
 //
 // The residual stays in float32; everything that a product reads or writes is of the model's type, as in the modules.
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <vector>
 

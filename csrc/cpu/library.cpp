@@ -8,10 +8,10 @@
 #include <sched.h>
 
 #include <atomic>
-#include <cstdlib>
 #include <cstring>
 #include <initializer_list>
 
+#include "arena.h"
 #include "kernels.h"
 #include "threads.h"
 
@@ -216,24 +216,7 @@ void share_with(Worker work, const void* arguments, int64_t total, Plan plan, ch
     parallel(run_job, &job, unsigned(plan.threads), 0);
 }
 
-// Memory for what x is prepared as: kept for the next call of the same thread.
-struct Scratch {
-    char* memory = nullptr;
-    size_t size = 0;
-    ~Scratch() { std::free(memory); }
-    char* get(size_t wanted) {
-        if (wanted > size) {
-            std::free(memory);
-            size = (wanted + 4095) / 4096 * 4096;
-            memory = static_cast<char*>(std::aligned_alloc(64, size));
-            if (!memory) size = 0;
-        }
-        return memory;
-    }
-};
-thread_local Scratch scratch;
-
-size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
+thread_local Arena arena;  // what x is prepared as, and what lies between the products of experts
 
 const Level* find_level(const char* name) {
 #if defined(QUINTET_X86)
@@ -287,8 +270,8 @@ int panel(M& m, size_t prepared, void (*prepare)(const M&), size_t memory, void 
             int64_t bytes_each, int64_t threads) {
     struct Call { const M* m; void (*work)(const M&, int64_t, int64_t, void*); } call{&m, work};
     if (m.rows <= FEW_ROWS) {
-        m.prepared = scratch.get(prepared * size_t(m.rows));
-        if (!m.prepared) return NO_MEMORY;
+        if (!arena.reset(prepared * size_t(m.rows))) return NO_MEMORY;
+        m.prepared = arena.take(prepared * size_t(m.rows));
         prepare(m);
         share(
             [](const void* a, int64_t begin, int64_t end) {
@@ -304,9 +287,10 @@ int panel(M& m, size_t prepared, void (*prepare)(const M&), size_t memory, void 
     const int64_t pieces = (m.outputs + planned.chunk - 1) / planned.chunk;
     if (planned.threads > pieces) planned.threads = pieces;
     const size_t of_x = aligned(prepared * size_t(m.rows)), each = aligned(memory);
-    char* room = scratch.get(of_x + each * size_t(planned.threads > 1 ? planned.threads : 1));
-    if (!room) return NO_MEMORY;
-    m.prepared = room;
+    const size_t of_threads = each * size_t(planned.threads > 1 ? planned.threads : 1);
+    if (!arena.reset(of_x + of_threads)) return NO_MEMORY;
+    m.prepared = arena.take(of_x);
+    char* own = static_cast<char*>(arena.take(of_threads));
     struct Rows { const M* m; void (*prepare)(const M&); size_t each; int64_t x_bytes; };
     const Rows rows{&m, prepare, prepared, m.x_stride * element_bytes(m.type)};
     share_with(
@@ -323,7 +307,7 @@ int panel(M& m, size_t prepared, void (*prepare)(const M&), size_t memory, void 
         [](const void* a, int64_t begin, int64_t end, void* memory) {
             static_cast<const Call*>(a)->work(*static_cast<const Call*>(a)->m, begin, end, memory);
         },
-        &call, m.outputs, planned, room + of_x, each);
+        &call, m.outputs, planned, own, each);
     return DONE;
 }
 
@@ -354,11 +338,10 @@ int expert_panel(Experts& m, int64_t experts, int64_t chosen, const int64_t* ind
     const size_t each = aligned(for_x > for_values ? for_x : for_values) + aligned(size_t(m.rows * OUTER) * sizeof(float));
     if (threads < 1) threads = 1;
     if (threads > 256) threads = 256;
-    char* memory = scratch.get(ints + shares + of_x + of_values + of_prepared + each * size_t(threads));
-    if (!memory) return NO_MEMORY;
-    auto* asked = reinterpret_cast<int64_t*>(memory);
+    if (!arena.reset(ints + shares + of_x + of_values + of_prepared + each * size_t(threads))) return NO_MEMORY;
+    auto* asked = static_cast<int64_t*>(arena.take(ints));
     int64_t *starts = asked + experts, *rows_of = starts + experts + 2, *counts = rows_of + m.chosen;
-    auto* sorted = reinterpret_cast<float*>(memory + ints);
+    auto* sorted = static_cast<float*>(arena.take(shares));
     std::memset(counts, 0, size_t(experts) * sizeof(int64_t));
     for (int64_t i = 0; i < m.chosen; ++i) ++counts[indices[i]];
     m.count = 0;
@@ -378,10 +361,10 @@ int expert_panel(Experts& m, int64_t experts, int64_t chosen, const int64_t* ind
         sorted[to] = weights[i];
     }
     m.asked = asked, m.starts = starts, m.rows_of = rows_of, m.weights = sorted;
-    memory += ints + shares;
-    m.prepared = memory, memory += of_x;
-    m.values = reinterpret_cast<float*>(memory), memory += of_values;
-    m.prepared_values = memory, memory += of_prepared;
+    m.prepared = arena.take(of_x);
+    m.values = static_cast<float*>(arena.take(of_values));
+    m.prepared_values = arena.take(of_prepared);
+    char* memory = static_cast<char*>(arena.take(each * size_t(threads)));
     const int64_t hidden_bytes = m.hidden / GROUP * (GROUP_BYTES + 1), inner_bytes = m.inner / GROUP * (GROUP_BYTES + 1);
     const int64_t inner_total = m.count * m.inner, down_bytes = m.count * inner_bytes;
     if (m.rows <= FEW_ROWS && most <= FEW_ROWS) {
