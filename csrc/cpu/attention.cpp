@@ -77,7 +77,7 @@ struct Whole {
 void many(const void* data, int64_t, int64_t) {
     const Whole& w = *static_cast<const Whole*>(data);
     const AttentionCall& c = *w.a->call;
-    const int64_t bytes = c.type == FP32 ? 4 : 2, at_once = most(PACKED / (w.a->count * w.a->bytes), most(w.threads, 1));
+    const int64_t bytes = bytes_of(c.type), at_once = most(PACKED / (w.a->count * w.a->bytes), most(w.threads, 1));
     const int64_t units = (c.tokens * (c.heads / c.groups) + ROW_BLOCK - 1) / ROW_BLOCK;
     for (w.a->first_pair = 0; w.a->first_pair < w.pairs; w.a->first_pair += at_once) {
         const int64_t pairs = least(at_once, w.pairs - w.a->first_pair);
@@ -87,7 +87,7 @@ void many(const void* data, int64_t, int64_t) {
 }
 
 int few(const AttentionCall& c, const Inner& inner, int* no_memory) {
-    const int64_t each = (c.head + 17) / 16 * 16 * 4, ones = c.texts * c.tokens * c.groups, bytes = c.type == FP32 ? 4 : 2;
+    const int64_t each = (c.head + 17) / 16 * 16 * 4, ones = c.texts * c.tokens * c.groups, bytes = bytes_of(c.type);
     const size_t texts = size_t(c.texts) * 3 * sizeof(int64_t);
     if (!arena.reset(texts)) return 2;
     int64_t count = Seen(c, KEY_PIECE, static_cast<int64_t*>(arena.take(texts))).count;

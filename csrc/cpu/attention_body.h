@@ -22,7 +22,6 @@ inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t whole(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
 constexpr int64_t TILE = (ROWS + WIDTH - 1) / WIDTH * WIDTH;  // its rows in whole vectors
-inline int64_t bytes_of(int type) { return type == FP32 ? 4 : 2; }
 inline uint16_t half(const void* from, int64_t index) { return static_cast<const Loose16*>(from)[index]; }
 
 // The ways to multiply: how many numbers a word holds, and what is done with words.

@@ -79,7 +79,7 @@ struct Heads {
 
 void attention_input(const Run& run, const Block& m, const Heads& q, const Heads& k, const Heads& v, float* queries) {
     const StepCall& step = run.step;
-    const int64_t rope_bytes = step.rope_type == FP32 ? 4 : 2;
+    const int64_t rope_bytes = bytes_of(step.rope_type);
     const bool eight = m.stored == EIGHT_BITS;
     const int64_t store_bytes = eight ? 1 : run.bytes;
     auto store_at = [&](void* base, const int64_t* strides, int64_t text, int64_t group, int64_t place) {
@@ -247,7 +247,7 @@ int quintet_blocks(const Block* blocks, int64_t count, const StepCall* call) {
     const StepCall& step = *call;
     const int64_t rows = step.texts * step.tokens;
     if (!chosen_level() || step.type < FP32 || step.type > FP16 || rows < 1 || rows > FEW_ROWS || step.width < 1) return 1;
-    const int64_t bytes = step.type == FP32 ? 4 : 2;
+    const int64_t bytes = bytes_of(step.type);
     int64_t projected = 0, heads = 0, inner = 1, experts = 1, stored = 0;
     for (int64_t i = 0; i < count; ++i) {
         const Block& m = blocks[i];

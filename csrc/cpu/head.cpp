@@ -37,8 +37,6 @@ struct Call {
     std::atomic<int64_t>* floors;                // (rows,)
 };
 
-int64_t bytes_of(int type) { return type == FP32 ? 4 : 2; }
-
 // `count` products from `begin` on, (rows, count) of the type of x.
 void products(const Call& c, int64_t begin, int64_t count, void* out) {
     if (!c.bits) {

@@ -185,7 +185,7 @@ inline float activated(float x) {
 template <int A>
 void activate_as(int type, const void* gate, const void* up, void* out, int64_t count) {
     constexpr int64_t PART = 256;
-    const int64_t size = type == FP32 ? 4 : 2;
+    const int64_t size = bytes_of(type);
     float values[PART], others[PART];
     for (int64_t begin = 0; begin < count; begin += PART) {
         const int64_t n = count - begin < PART ? count - begin : PART;
@@ -248,7 +248,7 @@ void norm_all(const Norm& norm, const float* x, int64_t rows, int64_t size, int 
     if (!row) return;
     for (int64_t r = 0; r < rows; ++r) {
         norm_row(norm, x + r * size, size, row);
-        narrow_all(type, row, static_cast<char*>(out) + r * size * (type == FP32 ? 4 : 2), size);
+        narrow_all(type, row, static_cast<char*>(out) + r * size * bytes_of(type), size);
     }
 }
 
@@ -316,8 +316,8 @@ inline void widen_head(const char* from, float* to, int64_t head) {
 // number, in the case of which keys and values are widened first.
 template <int T, int S>
 void attend_unit(const Attend& a, int64_t unit) {
-    constexpr int64_t size = T == FP32 ? 4 : T == EIGHT_BITS ? 1 : 2;  // of what is stored
-    const int64_t out_size = a.type == FP32 ? 4 : 2;
+    constexpr int64_t size = T == EIGHT_BITS ? 1 : bytes_of(T);  // of what is stored
+    const int64_t out_size = bytes_of(a.type);
     const Block& m = *a.block;
     const int64_t row = unit / m.groups, group = unit % m.groups, text = row / a.tokens, token = row % a.tokens;
     const int64_t each = m.heads / m.groups, head = S ? S * LANES : m.head;

@@ -10,6 +10,9 @@ namespace quintet {
 
 enum Type : int { FP32 = 0, BF16 = 1, FP16 = 2 };
 
+// Bytes of a number. Static, so that no level takes what another compiled with its instructions.
+static constexpr int64_t bytes_of(int type) { return type == FP32 ? 4 : 2; }
+
 // What packed weights are multiplied with: x as it is, or rounded to 8 bits in blocks of 32 inputs.
 enum Activations : int { AS_THEY_ARE = 0, ROUNDED = 1 };
 

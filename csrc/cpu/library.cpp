@@ -241,8 +241,6 @@ bool has_level(const char* name) {
     return find_level(name) != nullptr;
 }
 
-int64_t element_bytes(int type) { return type == FP32 ? 4 : 2; }
-
 constexpr int64_t PANEL = 1024;             // rows at a time: what they are prepared as takes memory
 constexpr int64_t MOST = int64_t(1) << 40;  // numbers of a tensor: sums and products of such stay in range
 
@@ -292,7 +290,7 @@ int panel(M& m, size_t prepared, void (*prepare)(const M&), size_t memory, void 
     m.prepared = arena.take(of_x);
     char* own = static_cast<char*>(arena.take(of_threads));
     struct Rows { const M* m; void (*prepare)(const M&); size_t each; int64_t x_bytes; };
-    const Rows rows{&m, prepare, prepared, m.x_stride * element_bytes(m.type)};
+    const Rows rows{&m, prepare, prepared, m.x_stride * bytes_of(m.type)};
     share_with(
         [](const void* a, int64_t begin, int64_t end, void*) {
             const Rows& rows = *static_cast<const Rows*>(a);
@@ -314,7 +312,7 @@ int panel(M& m, size_t prepared, void (*prepare)(const M&), size_t memory, void 
 template <class M>
 int product(const M& all, size_t prepared, void (*prepare)(const M&), size_t memory,
             void (*work)(const M&, int64_t, int64_t, void*), int64_t bytes_each, int64_t threads) {
-    const int64_t size = element_bytes(all.type);
+    const int64_t size = bytes_of(all.type);
     for (int64_t first = 0; first < all.rows; first += PANEL) {
         M m = all;
         m.rows = all.rows - first < PANEL ? all.rows - first : PANEL;
@@ -419,7 +417,7 @@ int quintet_matvec(int type, int64_t rows, int64_t inputs, int64_t outputs, cons
     if (!given(outputs, {weight, x, out})) return BAD_SIZE;
     Matvec m{type, rows, inputs, outputs, weight, weight_stride, x, x_stride, bias, out, nullptr};
     return product(m, level->matvec_bytes(type, inputs), level->matvec_prepare, level->matvec_memory(type, inputs), level->matvec,
-                   inputs * element_bytes(type), threads);
+                   inputs * bytes_of(type), threads);
 }
 
 int quintet_mxfp4_matvec(int type, int activations, int64_t rows, int64_t groups, int64_t outputs, const uint8_t* blocks,
@@ -443,7 +441,7 @@ int quintet_integers(int bits, int type, int scale_type, int activations, int64_
     Integers m{type, bits, scale_type, activations, rows, inputs, outputs, group, weight, scales, zeros, x, x_stride, bias, out, nullptr};
     return product(m, level->packed_bytes(type, activations, inputs), level->integers_prepare,
                    level->packed_memory(type, activations, inputs),
-                   level->integers, inputs * bits / 8 + inputs / group * element_bytes(scale_type), threads);
+                   level->integers, inputs * bits / 8 + inputs / group * bytes_of(scale_type), threads);
 }
 
 // `indices` and `weights` (rows, chosen) of each row in the order of its sum, which is by rising experts.
@@ -462,7 +460,7 @@ int quintet_mxfp4_experts(int type, int activations, int64_t rows, int64_t exper
     m.type = type, m.activations = activations, m.hidden = hidden, m.inner = inner, m.alpha = alpha, m.limit = limit;
     m.gate_up_blocks = gate_up_blocks, m.gate_up_scales = gate_up_scales, m.gate_up_bias = gate_up_bias;
     m.down_blocks = down_blocks, m.down_scales = down_scales, m.down_bias = down_bias;
-    const int64_t row_bytes = hidden * element_bytes(type);
+    const int64_t row_bytes = hidden * bytes_of(type);
     for (int64_t first = 0; first < rows; first += EXPERT_PANEL) {
         m.rows = rows - first < EXPERT_PANEL ? rows - first : EXPERT_PANEL;
         m.chosen = m.rows * chosen;

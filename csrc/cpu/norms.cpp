@@ -76,7 +76,7 @@ int quintet_norm(int kind, int type, int weight_type, int64_t rows, int64_t size
     if (!chosen_level() || (kind != 0 && kind != 1) || rows < 1 || size < 1 || size > MOST / rows) return 1;
     if (!x || !weight || !out || !residual != !total) return 1;
     const Norm norm{kind, weight_type, weight, bias, eps};
-    const int64_t bytes = type == FP32 ? 4 : 2;
+    const int64_t bytes = bytes_of(type);
     int no_memory = 0;
     const Norming n{inner_of(chosen_level()->name), &norm, type, size, bytes, static_cast<const char*>(x), static_cast<const char*>(residual),
                     static_cast<char*>(total), static_cast<char*>(out), &no_memory};
@@ -98,9 +98,9 @@ int quintet_rope(int type, int angle_type, int64_t texts, int64_t heads, int64_t
     for (int i = 0; i < 3; ++i)
         if (strides[i] < 0 || strides[i] > MOST / sizes[i]) return 1;
     int no_memory = 0;
-    const int64_t bytes = type == FP32 ? 4 : 2;
+    const int64_t bytes = bytes_of(type);
     const Turning t{inner_of(chosen_level()->name), type, angle_type, heads, tokens, head, size, angle_texts, bytes,
-                    angle_type == FP32 ? 4 : 2, static_cast<const char*>(x), static_cast<const char*>(cosines),
+                    bytes_of(angle_type), static_cast<const char*>(x), static_cast<const char*>(cosines),
                     static_cast<const char*>(sines), strides, static_cast<char*>(out), &no_memory};
     share(turn_rows, &t, texts * heads * tokens, 4 * head * bytes, threads, 1);
     return no_memory ? 2 : 0;
