@@ -7,13 +7,13 @@
 
 #include "arena.h"
 #include "blocks.h"
+#include "checks.h"
 #include "threads.h"
 
 namespace quintet {
 namespace {
 
-constexpr int64_t MOST = int64_t(1) << 40;         // numbers of a tensor: sums and products of such stay in range
-constexpr int64_t PACKED = int64_t(8) << 20;       // bytes of packed keys and values at a time, if that is enough for all threads
+constexpr int64_t PACKED = int64_t(8) << 20;         // bytes of packed keys and values at a time, if that is enough for all threads
 constexpr int64_t WORTH_HOLDING = int64_t(1) << 18;  // multiplications from which on threads are held together
 
 thread_local Arena arena;
@@ -21,22 +21,16 @@ thread_local Arena arena;
 int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
-bool strides_fit(const int64_t* strides, int64_t texts, int64_t heads, int64_t places) {
-    const int64_t sizes[] = {texts, heads, places};
-    for (int i = 0; i < 3; ++i)
-        if (strides[i] < 0 || strides[i] > MOST / sizes[i]) return false;
-    return true;
-}
-
 bool sane(const AttentionCall& c) {
     for (int64_t size : {c.texts, c.heads, c.groups, c.tokens, c.keys, c.head})
         if (size < 1 || size > (int64_t(1) << 31)) return false;
-    if (c.texts > MOST / c.heads || c.texts * c.heads > MOST / c.head || c.texts * c.heads * c.head > MOST / most(c.tokens, c.keys)) return false;
-    if (!chosen_level() || c.type < FP32 || c.type > FP16 || c.sinks_type < FP32 || c.sinks_type > FP16 || c.heads % c.groups) return false;
+    if (c.texts > MOST_NUMBERS / c.heads || c.texts * c.heads > MOST_NUMBERS / c.head) return false;
+    if (c.texts * c.heads * c.head > MOST_NUMBERS / most(c.tokens, c.keys)) return false;
+    if (!chosen_level() || !known_type(c.type) || !known_type(c.sinks_type) || c.heads % c.groups) return false;
     if (!strides_fit(c.query_strides, c.texts, c.heads, c.tokens) || !strides_fit(c.out_strides, c.texts, c.heads, c.tokens)) return false;
     if (!strides_fit(c.key_strides, c.texts, c.groups, c.keys) || !strides_fit(c.value_strides, c.texts, c.groups, c.keys)) return false;
-    if (c.past < 0 || c.past > c.keys - c.tokens || c.window < 0 || c.window > MOST || (c.window && !c.causal)) return false;
-    if (c.padding && (c.padding_stride < 0 || c.padding_stride > MOST / c.texts || !c.causal)) return false;
+    if (c.past < 0 || c.past > c.keys - c.tokens || c.window < 0 || c.window > MOST_NUMBERS || (c.window && !c.causal)) return false;
+    if (c.padding && (c.padding_stride < 0 || c.padding_stride > MOST_NUMBERS / c.texts || !c.causal)) return false;
     return std::isfinite(c.scale) && c.scale > 0 && c.queries && c.stored && c.values && c.out;
 }
 
@@ -91,7 +85,7 @@ int few(const AttentionCall& c, const Inner& inner, int* no_memory) {
     const size_t texts = size_t(c.texts) * 3 * sizeof(int64_t);
     if (!arena.reset(texts)) return 2;
     int64_t count = Seen(c, KEY_PIECE, static_cast<int64_t*>(arena.take(texts))).count;
-    if (ones > MOST / count || ones * count > MOST / (each * (c.heads / c.groups))) return 1;
+    if (ones > MOST_NUMBERS / count || ones * count > MOST_NUMBERS / (each * (c.heads / c.groups))) return 1;
     if (!arena.reset(texts + 64 + size_t(ones * count * each * (c.heads / c.groups)))) return 2;
     const Seen seen(c, KEY_PIECE, static_cast<int64_t*>(arena.take(texts)));
     Attention a{&c, seen.first, seen.starts, seen.holes, count, 0, nullptr, each * (c.heads / c.groups), no_memory};

@@ -7,6 +7,7 @@
 
 #include "arena.h"
 #include "blocks.h"
+#include "checks.h"
 #include "threads.h"
 
 extern "C" {
@@ -246,7 +247,7 @@ int64_t quintet_step_bytes() { return sizeof(StepCall); }
 int quintet_blocks(const Block* blocks, int64_t count, const StepCall* call) {
     const StepCall& step = *call;
     const int64_t rows = step.texts * step.tokens;
-    if (!chosen_level() || step.type < FP32 || step.type > FP16 || rows < 1 || rows > FEW_ROWS || step.width < 1) return 1;
+    if (!chosen_level() || !known_type(step.type) || rows < 1 || rows > FEW_ROWS || step.width < 1) return 1;
     const int64_t bytes = bytes_of(step.type);
     int64_t projected = 0, heads = 0, inner = 1, experts = 1, stored = 0;
     for (int64_t i = 0; i < count; ++i) {

@@ -6,12 +6,12 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <cstring>
 #include <functional>
 #include <new>
 
 #include "arena.h"
 #include "blocks.h"
+#include "checks.h"
 #include "threads.h"
 
 namespace quintet {
@@ -20,7 +20,6 @@ namespace {
 constexpr int64_t CHUNK = 256;                      // outputs at a time, whose numbers stay in the first cache
 constexpr int64_t SLICES = 256;                     // about so many; more for a short weight would cost more than they save
 constexpr int64_t MOST_WANTED = 1024;
-constexpr int64_t MOST_NUMBERS = int64_t(1) << 40;
 
 thread_local Arena arena;
 
@@ -123,13 +122,13 @@ int quintet_head_topk(int bits, int type, int scale_type, int64_t rows, int64_t 
                       int64_t x_stride, const void* bias, int64_t wanted, float* values, int64_t* indices, float* log_sums,
                       int64_t threads) {
     const Level* level = chosen_level();
-    if (!level || type < FP32 || type > FP16 || rows < 1 || rows > FEW_ROWS || inputs < 1 || outputs < 1) return 1;
+    if (!level || !known_type(type) || rows < 1 || rows > FEW_ROWS || inputs < 1 || outputs < 1) return 1;
     if (inputs > MOST_NUMBERS || outputs > INT32_MAX || inputs > MOST_NUMBERS / outputs || x_stride < 0 || x_stride > MOST_NUMBERS) return 1;
     if (!weight || !x || !values || !indices || wanted < 1 || wanted > outputs || wanted > MOST_WANTED) return 1;
     if (bits != 0 && bits != 8 && bits != 4) return 1;
     if (!bits && (stride < 0 || stride > MOST_NUMBERS / outputs)) return 1;
     if (bits) {
-        if (!scales || scale_type < FP32 || scale_type > FP16 || (bits == 8 && zeros)) return 1;
+        if (!scales || !known_type(scale_type) || (bits == 8 && zeros)) return 1;
         if (group < 1 || group > inputs || inputs % group || (group % 32 && (bits == 4 || group != inputs))) return 1;
     }
     Call c{};

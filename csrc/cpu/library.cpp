@@ -12,6 +12,7 @@
 #include <initializer_list>
 
 #include "arena.h"
+#include "checks.h"
 #include "kernels.h"
 #include "threads.h"
 
@@ -241,15 +242,14 @@ bool has_level(const char* name) {
     return find_level(name) != nullptr;
 }
 
-constexpr int64_t PANEL = 1024;             // rows at a time: what they are prepared as takes memory
-constexpr int64_t MOST = int64_t(1) << 40;  // numbers of a tensor: sums and products of such stay in range
+constexpr int64_t PANEL = 1024;  // rows at a time: what they are prepared as takes memory
 
 // Whether a matrix with rows `stride` numbers apart is one that there can be.
-bool fits(int64_t rows, int64_t stride) { return rows >= 0 && stride >= 0 && rows < MOST && stride < MOST / (rows + 1); }
+bool fits(int64_t rows, int64_t stride) { return rows >= 0 && stride >= 0 && rows < MOST_NUMBERS && stride < MOST_NUMBERS / (rows + 1); }
 
 // x (rows, inputs), weight (outputs, inputs).
 bool sane(int type, int64_t rows, int64_t inputs, int64_t outputs, int64_t x_stride) {
-    return level && type >= FP32 && type <= FP16 && rows >= 1 && inputs >= 1 && fits(rows, inputs) && fits(outputs, inputs) &&
+    return level && known_type(type) && rows >= 1 && inputs >= 1 && fits(rows, inputs) && fits(outputs, inputs) &&
            fits(rows, outputs) && fits(rows, x_stride);
 }
 
@@ -423,7 +423,7 @@ int quintet_matvec(int type, int64_t rows, int64_t inputs, int64_t outputs, cons
 int quintet_mxfp4_matvec(int type, int activations, int64_t rows, int64_t groups, int64_t outputs, const uint8_t* blocks,
                          const uint8_t* scales, const void* x, int64_t x_stride, const void* bias, void* out,
                          int64_t threads) {
-    if (groups < 1 || groups > MOST / GROUP || !sane(type, rows, groups * GROUP, outputs, x_stride) || !known(activations)) return BAD_SIZE;
+    if (groups < 1 || groups > MOST_NUMBERS / GROUP || !sane(type, rows, groups * GROUP, outputs, x_stride) || !known(activations)) return BAD_SIZE;
     if (!given(outputs, {blocks, scales, x, out})) return BAD_SIZE;
     Packed m{type, activations, rows, groups, outputs, blocks, scales, x, x_stride, bias, out, nullptr};
     return product(m, level->packed_bytes(type, activations, groups * GROUP), level->packed_prepare,
@@ -434,7 +434,7 @@ int quintet_mxfp4_matvec(int type, int activations, int64_t rows, int64_t groups
 int quintet_integers(int bits, int type, int scale_type, int activations, int64_t rows, int64_t inputs, int64_t outputs, int64_t group,
                      const uint8_t* weight, const void* scales, const uint8_t* zeros, const void* x, int64_t x_stride,
                      const void* bias, void* out, int64_t threads) {
-    if (!sane(type, rows, inputs, outputs, x_stride) || scale_type < FP32 || scale_type > FP16 || !known(activations)) return BAD_SIZE;
+    if (!sane(type, rows, inputs, outputs, x_stride) || !known_type(scale_type) || !known(activations)) return BAD_SIZE;
     if (!given(outputs, {weight, scales, x, out})) return BAD_SIZE;
     if ((bits != 4 && bits != 8) || (bits == 8 && zeros) || group < 1 || group > inputs || inputs % group) return BAD_SIZE;
     if (group % 32 && (bits == 4 || group != inputs)) return BAD_SIZE;
@@ -450,7 +450,7 @@ int quintet_mxfp4_experts(int type, int activations, int64_t rows, int64_t exper
                           const uint8_t* down_blocks, const uint8_t* down_scales, const void* down_bias,
                           const int64_t* indices, const float* weights, const void* x, void* out, float alpha,
                           float limit, int64_t threads) {
-    if (inner < 1 || inner > MOST / 2 || !sane(type, rows, hidden, 2 * inner, hidden) || !known(activations)) return BAD_SIZE;
+    if (inner < 1 || inner > MOST_NUMBERS / 2 || !sane(type, rows, hidden, 2 * inner, hidden) || !known(activations)) return BAD_SIZE;
     if (hidden % GROUP || inner % GROUP || chosen < 0 || chosen > 4096 || experts < 0 || experts > 65536) return BAD_SIZE;
     if (!given(1, {x, out}) || !given(chosen, {indices, weights})) return BAD_SIZE;
     if (!given(experts, {gate_up_blocks, gate_up_scales, gate_up_bias, down_blocks, down_scales, down_bias})) return BAD_SIZE;

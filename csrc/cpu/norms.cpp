@@ -1,15 +1,13 @@
 // Norms and rotations as operations: the functions of inner.h over rows that threads share.
-#include <cstring>
 #include <initializer_list>
 
 #include "arena.h"
 #include "blocks.h"
+#include "checks.h"
 #include "threads.h"
 
 namespace quintet {
 namespace {
-
-constexpr int64_t MOST = int64_t(1) << 40;
 
 thread_local Arena arena;
 
@@ -71,9 +69,8 @@ extern "C" {
 // x, residual, total and out (rows, size), contiguous; residual and total are null together. `kind` as in Norm.
 int quintet_norm(int kind, int type, int weight_type, int64_t rows, int64_t size, const void* x, const void* residual, void* total,
                  const void* weight, const void* bias, double eps, void* out, int64_t threads) {
-    for (int one : {type, weight_type})
-        if (one < FP32 || one > FP16) return 1;
-    if (!chosen_level() || (kind != 0 && kind != 1) || rows < 1 || size < 1 || size > MOST / rows) return 1;
+    if (!known_type(type) || !known_type(weight_type)) return 1;
+    if (!chosen_level() || (kind != 0 && kind != 1) || rows < 1 || size < 1 || size > MOST_NUMBERS / rows) return 1;
     if (!x || !weight || !out || !residual != !total) return 1;
     const Norm norm{kind, weight_type, weight, bias, eps};
     const int64_t bytes = bytes_of(type);
@@ -87,16 +84,13 @@ int quintet_norm(int kind, int type, int weight_type, int64_t rows, int64_t size
 // x (B, H, T, D) with strides of texts, heads and tokens; cosines and sines (B or 1, T, size), contiguous; out contiguous.
 int quintet_rope(int type, int angle_type, int64_t texts, int64_t heads, int64_t tokens, int64_t head, int64_t size, int64_t angle_texts,
                  const void* x, const int64_t* strides, const void* cosines, const void* sines, void* out, int64_t threads) {
-    for (int one : {type, angle_type})
-        if (one < FP32 || one > FP16) return 1;
+    if (!known_type(type) || !known_type(angle_type)) return 1;
     for (int64_t one : {texts, heads, tokens, head})
         if (one < 1 || one > (int64_t(1) << 31)) return 1;
-    if (!chosen_level() || texts > MOST / heads || texts * heads > MOST / tokens || texts * heads * tokens > MOST / head) return 1;
+    if (!chosen_level() || texts > MOST_NUMBERS / heads || texts * heads > MOST_NUMBERS / tokens) return 1;
+    if (texts * heads * tokens > MOST_NUMBERS / head) return 1;
     if (size < 2 || size % 2 || size > head || (angle_texts != 1 && angle_texts != texts)) return 1;
-    if (!x || !strides || !cosines || !sines || !out) return 1;
-    const int64_t sizes[] = {texts, heads, tokens};
-    for (int i = 0; i < 3; ++i)
-        if (strides[i] < 0 || strides[i] > MOST / sizes[i]) return 1;
+    if (!x || !strides || !cosines || !sines || !out || !strides_fit(strides, texts, heads, tokens)) return 1;
     int no_memory = 0;
     const int64_t bytes = bytes_of(type);
     const Turning t{inner_of(chosen_level()->name), type, angle_type, heads, tokens, head, size, angle_texts, bytes,
