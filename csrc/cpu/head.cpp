@@ -125,12 +125,8 @@ int quintet_head_topk(int bits, int type, int scale_type, int64_t rows, int64_t 
     if (!level || !known_type(type) || rows < 1 || rows > FEW_ROWS || inputs < 1 || outputs < 1) return 1;
     if (inputs > MOST_NUMBERS || outputs > INT32_MAX || inputs > MOST_NUMBERS / outputs || x_stride < 0 || x_stride > MOST_NUMBERS) return 1;
     if (!weight || !x || !values || !indices || wanted < 1 || wanted > outputs || wanted > MOST_WANTED) return 1;
-    if (bits != 0 && bits != 8 && bits != 4) return 1;
     if (!bits && (stride < 0 || stride > MOST_NUMBERS / outputs)) return 1;
-    if (bits) {
-        if (!scales || !known_type(scale_type) || (bits == 8 && zeros)) return 1;
-        if (group < 1 || group > inputs || inputs % group || (group % 32 && (bits == 4 || group != inputs))) return 1;
-    }
+    if (bits && (!scales || !integers_fit(bits, scale_type, inputs, group, zeros))) return 1;
     Call c{};
     c.level = level, c.inner = inner_of(level->name), c.bits = bits, c.rows = rows, c.outputs = outputs, c.wanted = wanted;
     const int64_t chunks = (outputs + CHUNK - 1) / CHUNK;

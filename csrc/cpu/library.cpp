@@ -434,10 +434,9 @@ int quintet_mxfp4_matvec(int type, int activations, int64_t rows, int64_t groups
 int quintet_integers(int bits, int type, int scale_type, int activations, int64_t rows, int64_t inputs, int64_t outputs, int64_t group,
                      const uint8_t* weight, const void* scales, const uint8_t* zeros, const void* x, int64_t x_stride,
                      const void* bias, void* out, int64_t threads) {
-    if (!sane(type, rows, inputs, outputs, x_stride) || !known_type(scale_type) || !known(activations)) return BAD_SIZE;
+    if (!sane(type, rows, inputs, outputs, x_stride) || !known(activations)) return BAD_SIZE;
     if (!given(outputs, {weight, scales, x, out})) return BAD_SIZE;
-    if ((bits != 4 && bits != 8) || (bits == 8 && zeros) || group < 1 || group > inputs || inputs % group) return BAD_SIZE;
-    if (group % 32 && (bits == 4 || group != inputs)) return BAD_SIZE;
+    if (!integers_fit(bits, scale_type, inputs, group, zeros)) return BAD_SIZE;
     Integers m{type, bits, scale_type, activations, rows, inputs, outputs, group, weight, scales, zeros, x, x_stride, bias, out, nullptr};
     return product(m, level->packed_bytes(type, activations, inputs), level->integers_prepare,
                    level->packed_memory(type, activations, inputs),
