@@ -8,6 +8,7 @@
 #include "arena.h"
 #include "blocks.h"
 #include "checks.h"
+#include "quintet.h"
 #include "threads.h"
 
 namespace quintet {
@@ -83,17 +84,17 @@ void many(const void* data, int64_t, int64_t) {
 int few(const AttentionCall& c, const Inner& inner, int* no_memory) {
     const int64_t each = (c.head + 17) / 16 * 16 * 4, ones = c.texts * c.tokens * c.groups, bytes = bytes_of(c.type);
     const size_t texts = size_t(c.texts) * 3 * sizeof(int64_t);
-    if (!arena.reset(texts)) return 2;
+    if (!arena.reset(texts)) return NO_MEMORY;
     int64_t count = Seen(c, KEY_PIECE, static_cast<int64_t*>(arena.take(texts))).count;
-    if (ones > MOST_NUMBERS / count || ones * count > MOST_NUMBERS / (each * (c.heads / c.groups))) return 1;
-    if (!arena.reset(texts + 64 + size_t(ones * count * each * (c.heads / c.groups)))) return 2;
+    if (ones > MOST_NUMBERS / count || ones * count > MOST_NUMBERS / (each * (c.heads / c.groups))) return REFUSED;
+    if (!arena.reset(texts + 64 + size_t(ones * count * each * (c.heads / c.groups)))) return NO_MEMORY;
     const Seen seen(c, KEY_PIECE, static_cast<int64_t*>(arena.take(texts)));
     Attention a{&c, seen.first, seen.starts, seen.holes, count, 0, nullptr, each * (c.heads / c.groups), no_memory};
     a.memory = static_cast<char*>(arena.take(size_t(ones * count * a.bytes)));
     const Whole w{&inner, &a, ones, c.threads, count};
     share(QUINTET_EACH(attention_pieces), &w, ones * count, 2 * least(KEY_PIECE, c.keys) * c.head * bytes, c.threads, 1);
     share(QUINTET_EACH(attention_joined), &w, ones, count * a.bytes, c.threads, 1);
-    return 0;
+    return DONE;
 }
 
 }  // namespace
@@ -107,19 +108,19 @@ int64_t quintet_attention_bytes() { return sizeof(AttentionCall); }
 
 int quintet_attention(const AttentionCall* call) {
     const AttentionCall& c = *call;
-    if (!sane(c)) return 1;
+    if (!sane(c)) return REFUSED;
     const Inner& inner = *inner_of(chosen_level()->name);
     int no_memory = 0;
     if (c.tokens <= FEW_TOKENS) {
         const int code = few(c, inner, &no_memory);
-        return code ? code : no_memory ? 2 : 0;
+        return code ? code : no_memory ? NO_MEMORY : DONE;
     }
     const int64_t pairs = c.texts * c.groups, bytes = inner.attention_bytes(c.type, c.head);
     const size_t texts = size_t(c.texts) * 3 * sizeof(int64_t);
-    if (!arena.reset(texts)) return 2;
+    if (!arena.reset(texts)) return NO_MEMORY;
     const int64_t count = Seen(c, KEY_BLOCK, static_cast<int64_t*>(arena.take(texts))).count;
     const int64_t at_once = least(pairs, most(PACKED / (count * bytes), most(c.threads, 1)));
-    if (!arena.reset(texts + 64 + size_t(at_once * count * bytes))) return 2;
+    if (!arena.reset(texts + 64 + size_t(at_once * count * bytes))) return NO_MEMORY;
     const Seen seen(c, KEY_BLOCK, static_cast<int64_t*>(arena.take(texts)));
     Attention a{&c, seen.first, seen.starts, seen.holes, count, 0, nullptr, bytes, &no_memory};
     a.memory = static_cast<char*>(arena.take(size_t(at_once * count * bytes)));
@@ -127,7 +128,7 @@ int quintet_attention(const AttentionCall* call) {
     const Whole w{&inner, &a, pairs, c.threads, keys};
     if (c.texts * c.heads * c.tokens * keys * c.head < WORTH_HOLDING) many(&w, 0, 1);
     else together_do(many, &w, c.threads);
-    return no_memory ? 2 : 0;
+    return no_memory ? NO_MEMORY : DONE;
 }
 
 }  // extern "C"

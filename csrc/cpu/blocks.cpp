@@ -8,20 +8,8 @@
 #include "arena.h"
 #include "blocks.h"
 #include "checks.h"
+#include "quintet.h"
 #include "threads.h"
-
-extern "C" {
-int quintet_matvec(int type, int64_t rows, int64_t inputs, int64_t outputs, const void* weight, int64_t weight_stride,
-                   const void* x, int64_t x_stride, const void* bias, void* out, int64_t threads);
-int quintet_integers(int bits, int type, int scale_type, int activations, int64_t rows, int64_t inputs, int64_t outputs, int64_t group,
-                     const uint8_t* weight, const void* scales, const uint8_t* zeros, const void* x, int64_t x_stride,
-                     const void* bias, void* out, int64_t threads);
-int quintet_mxfp4_experts(int type, int activations, int64_t rows, int64_t experts, int64_t chosen, int64_t hidden, int64_t inner,
-                          const uint8_t* gate_up_blocks, const uint8_t* gate_up_scales, const void* gate_up_bias,
-                          const uint8_t* down_blocks, const uint8_t* down_scales, const void* down_bias,
-                          const int64_t* indices, const float* weights, const void* x, void* out, float alpha,
-                          float limit, int64_t threads);
-}
 
 namespace quintet {
 
@@ -62,7 +50,7 @@ struct Run {
                       const Columns& c = *static_cast<const Columns*>(data);
                       c.inner->columns_sum(*c.weight, c.rows, c.partial, c.out, begin, end);
                   }, &c, m.outputs, 4 * PIECES * rows, step.threads, 64);
-            return 0;
+            return DONE;
         }
         if (m.kind < 4)
             return quintet_matvec(type, rows, m.inputs, m.outputs, m.weight, m.stride, x, m.inputs, m.bias, out, step.threads);
@@ -230,7 +218,7 @@ int block(const Run& run, const Block& m, const Buffers& b) {
     if (code) return code;
     run.inner.add(type, b.added, b.residual, count);
     if (m.order == POST) run.inner.norm_wide(m.norm2, b.residual, run.rows, width);
-    return 0;
+    return DONE;
 }
 
 }  // namespace
@@ -240,20 +228,19 @@ using namespace quintet;
 
 extern "C" {
 
-// Sizes, so that the mirrors in Python can be compared with what was compiled.
 int64_t quintet_block_bytes() { return sizeof(Block); }
 int64_t quintet_step_bytes() { return sizeof(StepCall); }
 
 int quintet_blocks(const Block* blocks, int64_t count, const StepCall* call) {
     const StepCall& step = *call;
     const int64_t rows = step.texts * step.tokens;
-    if (!chosen_level() || !known_type(step.type) || rows < 1 || rows > FEW_ROWS || step.width < 1) return 1;
+    if (!chosen_level() || !known_type(step.type) || rows < 1 || rows > FEW_ROWS || step.width < 1) return REFUSED;
     const int64_t bytes = bytes_of(step.type);
     int64_t projected = 0, heads = 0, inner = 1, experts = 1, stored = 0;
     for (int64_t i = 0; i < count; ++i) {
         const Block& m = blocks[i];
-        if (m.heads < 1 || m.groups < 1 || m.heads % m.groups || m.head < 1 || m.place < 0) return 1;
-        if (m.stored != step.type && m.stored != EIGHT_BITS) return 1;
+        if (m.heads < 1 || m.groups < 1 || m.heads % m.groups || m.head < 1 || m.place < 0) return REFUSED;
+        if (m.stored != step.type && m.stored != EIGHT_BITS) return REFUSED;
         projected = std::max(projected, (m.heads + 2 * m.groups) * m.head);
         heads = std::max(heads, m.heads * m.head);
         for (const Linear* one : {&m.q, &m.out, &m.up, &m.down})
@@ -263,7 +250,7 @@ int quintet_blocks(const Block* blocks, int64_t count, const StepCall* call) {
     }
     const size_t wide = size_t(rows) * size_t(bytes), room = 64;
     if (!arena.reset(size_t(rows * (step.width + heads + PIECES * stored)) * 4 + wide * size_t(2 * step.width + projected + heads +
-                     2 * inner + experts) + 16 * room)) return 2;
+                     2 * inner + experts) + 16 * room)) return NO_MEMORY;
     Buffers b;
     b.residual = static_cast<float*>(arena.take(size_t(rows * step.width) * 4));
     b.queries = static_cast<float*>(arena.take(size_t(rows * heads) * 4));

@@ -12,6 +12,7 @@
 #include "arena.h"
 #include "blocks.h"
 #include "checks.h"
+#include "quintet.h"
 #include "threads.h"
 
 namespace quintet {
@@ -114,19 +115,16 @@ using namespace quintet;
 
 extern "C" {
 
-// x (rows, inputs), at most FEW_ROWS rows; a weight of `bits` 0 (of x's type, rows `stride` numbers apart), 8 or 4 (as for
-// quintet_integers). Writes the `wanted` best products of each row, (rows, wanted), best first and of equal ones the lowest
-// first, where they are, and, where asked, log(sum e^x) over all of them, (rows,).
 int quintet_head_topk(int bits, int type, int scale_type, int64_t rows, int64_t inputs, int64_t outputs, int64_t group,
                       const void* weight, int64_t stride, const void* scales, const uint8_t* zeros, const void* x,
                       int64_t x_stride, const void* bias, int64_t wanted, float* values, int64_t* indices, float* log_sums,
                       int64_t threads) {
     const Level* level = chosen_level();
-    if (!level || !known_type(type) || rows < 1 || rows > FEW_ROWS || inputs < 1 || outputs < 1) return 1;
-    if (inputs > MOST_NUMBERS || outputs > INT32_MAX || inputs > MOST_NUMBERS / outputs || x_stride < 0 || x_stride > MOST_NUMBERS) return 1;
-    if (!weight || !x || !values || !indices || wanted < 1 || wanted > outputs || wanted > MOST_WANTED) return 1;
-    if (!bits && (stride < 0 || stride > MOST_NUMBERS / outputs)) return 1;
-    if (bits && (!scales || !integers_fit(bits, scale_type, inputs, group, zeros))) return 1;
+    if (!level || !known_type(type) || rows < 1 || rows > FEW_ROWS || inputs < 1 || outputs < 1) return REFUSED;
+    if (inputs > MOST_NUMBERS || outputs > INT32_MAX || inputs > MOST_NUMBERS / outputs || x_stride < 0 || x_stride > MOST_NUMBERS) return REFUSED;
+    if (!weight || !x || !values || !indices || wanted < 1 || wanted > outputs || wanted > MOST_WANTED) return REFUSED;
+    if (!bits && (stride < 0 || stride > MOST_NUMBERS / outputs)) return REFUSED;
+    if (bits && (!scales || !integers_fit(bits, scale_type, inputs, group, zeros))) return REFUSED;
     Call c{};
     c.level = level, c.inner = inner_of(level->name), c.bits = bits, c.rows = rows, c.outputs = outputs, c.wanted = wanted;
     const int64_t chunks = (outputs + CHUNK - 1) / CHUNK;
@@ -136,7 +134,7 @@ int quintet_head_topk(int bits, int type, int scale_type, int64_t rows, int64_t 
     const size_t prepared = (bits ? level->packed_bytes(type, AS_THEY_ARE, inputs) : level->matvec_bytes(type, inputs)) * size_t(rows);
     const size_t ranks = size_t(slices * c.held) * 8, each = size_t(slices * rows);
     if (!arena.reset(prepared + ranks * size_t(rows + 1) + each * (8 + sizeof(Total)) + sizeof(std::atomic<int64_t>) * FEW_ROWS + 8 * 64))
-        return 2;
+        return NO_MEMORY;
     void* room = arena.take(prepared);
     c.ranks = static_cast<int64_t*>(arena.take(ranks * size_t(rows)));
     auto* all = static_cast<int64_t*>(arena.take(ranks));
@@ -159,7 +157,7 @@ int quintet_head_topk(int bits, int type, int scale_type, int64_t rows, int64_t 
     share(slices_of, &c, slices, c.slice * bytes, threads, 1);
     for (int64_t r = 0; r < rows; ++r)
         together(c, slices, r, all, values + r * wanted, indices + r * wanted, log_sums ? log_sums + r : nullptr);
-    return 0;
+    return DONE;
 }
 
 }  // extern "C"

@@ -14,6 +14,7 @@
 #include "arena.h"
 #include "checks.h"
 #include "kernels.h"
+#include "quintet.h"
 #include "threads.h"
 
 #if defined(__linux__)
@@ -24,8 +25,6 @@
 
 namespace quintet {
 namespace {
-
-enum Result : int { DONE = 0, BAD_SIZE = 1, NO_MEMORY = 2, BAD_EXPERT = 3 };
 
 const Level* level = nullptr;
 
@@ -394,27 +393,24 @@ using namespace quintet;
 
 extern "C" {
 
-// Changes with every change of the functions below; the loader compares it with what it was written for.
 int quintet_version() { return 10; }
 
-// 1: this CPU has the level; 0: it lacks it; -1: there is none of that name in this build.
 int quintet_has(const char* name) { return find_level(name) ? has_level(name) : -1; }
 
 int quintet_choose(const char* name) {
     static std::atomic<bool> once{false};
     if (!once.exchange(true)) find_threads();
-    if (!find_level(name) || !has_level(name)) return BAD_SIZE;
+    if (!find_level(name) || !has_level(name)) return REFUSED;
     level = find_level(name);
     return DONE;
 }
 
-// Path of the OpenMP runtime whose threads are used, empty for none.
 const char* quintet_runtime() { return runtime; }
 
 int quintet_matvec(int type, int64_t rows, int64_t inputs, int64_t outputs, const void* weight, int64_t weight_stride,
                    const void* x, int64_t x_stride, const void* bias, void* out, int64_t threads) {
-    if (!sane(type, rows, inputs, outputs, x_stride) || !fits(outputs, weight_stride)) return BAD_SIZE;
-    if (!given(outputs, {weight, x, out})) return BAD_SIZE;
+    if (!sane(type, rows, inputs, outputs, x_stride) || !fits(outputs, weight_stride)) return REFUSED;
+    if (!given(outputs, {weight, x, out})) return REFUSED;
     Matvec m{type, rows, inputs, outputs, weight, weight_stride, x, x_stride, bias, out, nullptr};
     return product(m, level->matvec_bytes(type, inputs), level->matvec_prepare, level->matvec_memory(type, inputs), level->matvec,
                    inputs * bytes_of(type), threads);
@@ -423,8 +419,8 @@ int quintet_matvec(int type, int64_t rows, int64_t inputs, int64_t outputs, cons
 int quintet_mxfp4_matvec(int type, int activations, int64_t rows, int64_t groups, int64_t outputs, const uint8_t* blocks,
                          const uint8_t* scales, const void* x, int64_t x_stride, const void* bias, void* out,
                          int64_t threads) {
-    if (groups < 1 || groups > MOST_NUMBERS / GROUP || !sane(type, rows, groups * GROUP, outputs, x_stride) || !known(activations)) return BAD_SIZE;
-    if (!given(outputs, {blocks, scales, x, out})) return BAD_SIZE;
+    if (groups < 1 || groups > MOST_NUMBERS / GROUP || !sane(type, rows, groups * GROUP, outputs, x_stride) || !known(activations)) return REFUSED;
+    if (!given(outputs, {blocks, scales, x, out})) return REFUSED;
     Packed m{type, activations, rows, groups, outputs, blocks, scales, x, x_stride, bias, out, nullptr};
     return product(m, level->packed_bytes(type, activations, groups * GROUP), level->packed_prepare,
                    level->packed_memory(type, activations, groups * GROUP), level->packed,
@@ -434,25 +430,24 @@ int quintet_mxfp4_matvec(int type, int activations, int64_t rows, int64_t groups
 int quintet_integers(int bits, int type, int scale_type, int activations, int64_t rows, int64_t inputs, int64_t outputs, int64_t group,
                      const uint8_t* weight, const void* scales, const uint8_t* zeros, const void* x, int64_t x_stride,
                      const void* bias, void* out, int64_t threads) {
-    if (!sane(type, rows, inputs, outputs, x_stride) || !known(activations)) return BAD_SIZE;
-    if (!given(outputs, {weight, scales, x, out})) return BAD_SIZE;
-    if (!integers_fit(bits, scale_type, inputs, group, zeros)) return BAD_SIZE;
+    if (!sane(type, rows, inputs, outputs, x_stride) || !known(activations)) return REFUSED;
+    if (!given(outputs, {weight, scales, x, out})) return REFUSED;
+    if (!integers_fit(bits, scale_type, inputs, group, zeros)) return REFUSED;
     Integers m{type, bits, scale_type, activations, rows, inputs, outputs, group, weight, scales, zeros, x, x_stride, bias, out, nullptr};
     return product(m, level->packed_bytes(type, activations, inputs), level->integers_prepare,
                    level->packed_memory(type, activations, inputs),
                    level->integers, inputs * bits / 8 + inputs / group * bytes_of(scale_type), threads);
 }
 
-// `indices` and `weights` (rows, chosen) of each row in the order of its sum, which is by rising experts.
 int quintet_mxfp4_experts(int type, int activations, int64_t rows, int64_t experts, int64_t chosen, int64_t hidden, int64_t inner,
                           const uint8_t* gate_up_blocks, const uint8_t* gate_up_scales, const void* gate_up_bias,
                           const uint8_t* down_blocks, const uint8_t* down_scales, const void* down_bias,
                           const int64_t* indices, const float* weights, const void* x, void* out, float alpha,
                           float limit, int64_t threads) {
-    if (inner < 1 || inner > MOST_NUMBERS / 2 || !sane(type, rows, hidden, 2 * inner, hidden) || !known(activations)) return BAD_SIZE;
-    if (hidden % GROUP || inner % GROUP || chosen < 0 || chosen > 4096 || experts < 0 || experts > 65536) return BAD_SIZE;
-    if (!given(1, {x, out}) || !given(chosen, {indices, weights})) return BAD_SIZE;
-    if (!given(experts, {gate_up_blocks, gate_up_scales, gate_up_bias, down_blocks, down_scales, down_bias})) return BAD_SIZE;
+    if (inner < 1 || inner > MOST_NUMBERS / 2 || !sane(type, rows, hidden, 2 * inner, hidden) || !known(activations)) return REFUSED;
+    if (hidden % GROUP || inner % GROUP || chosen < 0 || chosen > 4096 || experts < 0 || experts > 65536) return REFUSED;
+    if (!given(1, {x, out}) || !given(chosen, {indices, weights})) return REFUSED;
+    if (!given(experts, {gate_up_blocks, gate_up_scales, gate_up_bias, down_blocks, down_scales, down_bias})) return REFUSED;
     for (int64_t i = 0; i < rows * chosen; ++i)
         if (indices[i] < 0 || indices[i] >= experts) return BAD_EXPERT;
     Experts m{};

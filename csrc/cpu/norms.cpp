@@ -4,6 +4,7 @@
 #include "arena.h"
 #include "blocks.h"
 #include "checks.h"
+#include "quintet.h"
 #include "threads.h"
 
 namespace quintet {
@@ -66,38 +67,36 @@ using namespace quintet;
 
 extern "C" {
 
-// x, residual, total and out (rows, size), contiguous; residual and total are null together. `kind` as in Norm.
 int quintet_norm(int kind, int type, int weight_type, int64_t rows, int64_t size, const void* x, const void* residual, void* total,
                  const void* weight, const void* bias, double eps, void* out, int64_t threads) {
-    if (!known_type(type) || !known_type(weight_type)) return 1;
-    if (!chosen_level() || (kind != 0 && kind != 1) || rows < 1 || size < 1 || size > MOST_NUMBERS / rows) return 1;
-    if (!x || !weight || !out || !residual != !total) return 1;
+    if (!known_type(type) || !known_type(weight_type)) return REFUSED;
+    if (!chosen_level() || (kind != 0 && kind != 1) || rows < 1 || size < 1 || size > MOST_NUMBERS / rows) return REFUSED;
+    if (!x || !weight || !out || !residual != !total) return REFUSED;
     const Norm norm{kind, weight_type, weight, bias, eps};
     const int64_t bytes = bytes_of(type);
     int no_memory = 0;
     const Norming n{inner_of(chosen_level()->name), &norm, type, size, bytes, static_cast<const char*>(x), static_cast<const char*>(residual),
                     static_cast<char*>(total), static_cast<char*>(out), &no_memory};
     share(norm_rows, &n, rows, 2 * size * bytes, threads, 1);
-    return no_memory ? 2 : 0;
+    return no_memory ? NO_MEMORY : DONE;
 }
 
-// x (B, H, T, D) with strides of texts, heads and tokens; cosines and sines (B or 1, T, size), contiguous; out contiguous.
 int quintet_rope(int type, int angle_type, int64_t texts, int64_t heads, int64_t tokens, int64_t head, int64_t size, int64_t angle_texts,
                  const void* x, const int64_t* strides, const void* cosines, const void* sines, void* out, int64_t threads) {
-    if (!known_type(type) || !known_type(angle_type)) return 1;
+    if (!known_type(type) || !known_type(angle_type)) return REFUSED;
     for (int64_t one : {texts, heads, tokens, head})
-        if (one < 1 || one > (int64_t(1) << 31)) return 1;
-    if (!chosen_level() || texts > MOST_NUMBERS / heads || texts * heads > MOST_NUMBERS / tokens) return 1;
-    if (texts * heads * tokens > MOST_NUMBERS / head) return 1;
-    if (size < 2 || size % 2 || size > head || (angle_texts != 1 && angle_texts != texts)) return 1;
-    if (!x || !strides || !cosines || !sines || !out || !strides_fit(strides, texts, heads, tokens)) return 1;
+        if (one < 1 || one > (int64_t(1) << 31)) return REFUSED;
+    if (!chosen_level() || texts > MOST_NUMBERS / heads || texts * heads > MOST_NUMBERS / tokens) return REFUSED;
+    if (texts * heads * tokens > MOST_NUMBERS / head) return REFUSED;
+    if (size < 2 || size % 2 || size > head || (angle_texts != 1 && angle_texts != texts)) return REFUSED;
+    if (!x || !strides || !cosines || !sines || !out || !strides_fit(strides, texts, heads, tokens)) return REFUSED;
     int no_memory = 0;
     const int64_t bytes = bytes_of(type);
     const Turning t{inner_of(chosen_level()->name), type, angle_type, heads, tokens, head, size, angle_texts, bytes,
                     bytes_of(angle_type), static_cast<const char*>(x), static_cast<const char*>(cosines),
                     static_cast<const char*>(sines), strides, static_cast<char*>(out), &no_memory};
     share(turn_rows, &t, texts * heads * tokens, 4 * head * bytes, threads, 1);
-    return no_memory ? 2 : 0;
+    return no_memory ? NO_MEMORY : DONE;
 }
 
 }  // extern "C"

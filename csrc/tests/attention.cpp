@@ -4,15 +4,8 @@
 #include <vector>
 
 #include "../cpu/attention.h"
+#include "../cpu/quintet.h"
 #include "exact.h"
-
-extern "C" {
-int quintet_attention(const quintet::AttentionCall* call);
-int quintet_norm(int kind, int type, int weight_type, int64_t rows, int64_t size, const void* x, const void* residual, void* total,
-                 const void* weight, const void* bias, double eps, void* out, int64_t threads);
-int quintet_rope(int type, int angle_type, int64_t texts, int64_t heads, int64_t tokens, int64_t head, int64_t size, int64_t angle_texts,
-                 const void* x, const int64_t* strides, const void* cosines, const void* sines, void* out, int64_t threads);
-}
 
 using namespace quintet;
 

@@ -10,29 +10,8 @@
 #include <thread>
 #include <vector>
 
+#include "../cpu/quintet.h"
 #include "exact.h"
-
-extern "C" {
-int quintet_choose(const char* name);
-const char* quintet_runtime();
-int quintet_matvec(int type, int64_t rows, int64_t inputs, int64_t outputs, const void* weight, int64_t weight_stride,
-                   const void* x, int64_t x_stride, const void* bias, void* out, int64_t threads);
-int quintet_mxfp4_matvec(int type, int activations, int64_t rows, int64_t groups, int64_t outputs, const uint8_t* blocks,
-                         const uint8_t* scales, const void* x, int64_t x_stride, const void* bias, void* out,
-                         int64_t threads);
-int quintet_integers(int bits, int type, int scale_type, int activations, int64_t rows, int64_t inputs, int64_t outputs, int64_t group,
-                     const uint8_t* weight, const void* scales, const uint8_t* zeros, const void* x, int64_t x_stride,
-                     const void* bias, void* out, int64_t threads);
-int quintet_mxfp4_experts(int type, int activations, int64_t rows, int64_t experts, int64_t chosen, int64_t hidden, int64_t inner,
-                          const uint8_t* gate_up_blocks, const uint8_t* gate_up_scales, const void* gate_up_bias,
-                          const uint8_t* down_blocks, const uint8_t* down_scales, const void* down_bias,
-                          const int64_t* indices, const float* weights, const void* x, void* out, float alpha,
-                          float limit, int64_t threads);
-int quintet_head_topk(int bits, int type, int scale_type, int64_t rows, int64_t inputs, int64_t outputs, int64_t group,
-                      const void* weight, int64_t stride, const void* scales, const uint8_t* zeros, const void* x,
-                      int64_t x_stride, const void* bias, int64_t wanted, float* values, int64_t* indices, float* log_sums,
-                      int64_t threads);
-}
 
 int64_t check_inner(const char* level, uint64_t seed, int64_t cases);  // in inner.cpp: how many are wrong
 int64_t check_attention(uint64_t seed, int64_t cases);                 // in attention.cpp
