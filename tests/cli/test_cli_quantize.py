@@ -27,6 +27,26 @@ def test_it_quantises_and_the_result_runs(tmp_path: Path, capsys: pytest.Capture
     assert main(["generate", "--model", str(out), "--max-new-tokens", "3", "--seed", "1", "Once upon"]) == 0
 
 
+@pytest.mark.parametrize(
+    ("style", "choice"), [("int8", "int8"), ("int4", "bf16"), ("mxfp4", "int8"), ("mxfp4+int4", "int8"), ("int8", None)]
+)
+def test_activations_are_what_a_loaded_model_is_told(style: str, choice: str | None, tmp_path: Path) -> None:
+    from quintet import AutoModelForCausalLM
+    from quintet.models import gpt_oss, seed_oss
+
+    source, out = tmp_path / "source", tmp_path / "out"
+    if "mxfp4" in style:
+        gpt_oss.GptOssForCausalLM(gpt_oss.tiny()).save_pretrained(source)
+    else:
+        seed_oss.SeedOssForCausalLM(seed_oss.tiny(intermediate_size=64)).save_pretrained(source)
+    words = [] if choice is None else ["--activations", choice]
+    assert main(["quantize", str(source), "--format", style, *words, "--out", str(out)]) == 0
+    modules = AutoModelForCausalLM.from_pretrained(out).modules()
+    told = [(type(module).__name__, module.activations) for module in modules if hasattr(module, "activations")]
+    kinds = {"int8": "Int8Linear", "int4": "Int4Linear", "mxfp4": "PackedExperts"}
+    assert set(told) == {(kinds[name], choice or "auto") for name in style.split("+")}
+
+
 def test_json_and_calibration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = tmp_path / "text.txt"
     text.write_text("Once upon a time there was a king who had a great forest near his palace. " * 20)
@@ -71,6 +91,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, tiny_gpt2: Path, monkeypatch: 
         ([], 2, "the following arguments are required: --format"),
         (["--format", "mxfp4", "--head", "int8"], 2, "--head is for linear layers, and --format mxfp4 packs experts"),
         (["--format", "mxfp4", "--group-size", "32"], 2, "--group-size is for linear layers"),
+        (["--format", "int8", "--activations", "fp8"], 2, "invalid choice: 'fp8'"),
         (["--format", "int8", "--asymmetric"], 2, "--asymmetric is for int4: 8 bits have no zero points"),
         (["--format", "int4", "--group-size", "48"], 1, "group_size is 48, but must be a multiple of 32"),
         (["--format", "int4", "--group-size", "0"], 2, "'0' is not a whole number of at least 1"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +25,7 @@ from quintet.kernels.mxfp4 import (
 from quintet.quant.config import CHOICES, IntegerConfig, Mxfp4Config
 from quintet.quant.mxfp4 import pack
 from quintet.quant.packed_experts import PackedExperts
-from quintet.quant.packed_linear import LINEARS
+from quintet.quant.packed_linear import LINEARS, PackedLinear
 
 needs_native = pytest.mark.skipif(library() is None, reason=f"no native kernels: {status().reason}")
 MANY = FEW_ROWS + 4
@@ -123,19 +125,59 @@ def test_layers_round_many_rows_and_leave_few(bits: int, dtype: torch.dtype, mon
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_a_configuration_reaches_every_packed_layer(choice: str, tmp_path: Any) -> None:
+def test_a_configuration_reaches_every_packed_layer(choice: str) -> None:
     model = model_of("gpt_oss")
     model.quantize(Mxfp4Config(activations=choice))
     packed = [module for module in model.modules() if isinstance(module, PackedExperts)]
     assert packed and all(module.activations == choice for module in packed)
-    model.save_pretrained(tmp_path)
-    for config in (Mxfp4Config(activations=choice), None):
-        loaded = type(model).from_pretrained(tmp_path, quantization_config=config)
-        found = [module.activations for module in loaded.modules() if isinstance(module, PackedExperts)]
-        assert set(found) == {choice if config else "auto"}
     dense = model_of("seed_oss")
     dense.quantize(IntegerConfig(8, activations=choice))
     assert {m.activations for m in dense.modules() if isinstance(m, LINEARS[8])} == {choice}
+
+
+def told(model: Any) -> tuple[set[str], set[str]]:
+    """What the packed experts of a model, and its packed linear layers, were told."""
+    modules = list(model.modules())
+    return (
+        {module.activations for module in modules if isinstance(module, PackedExperts)},
+        {module.activations for module in modules if isinstance(module, PackedLinear)},
+    )
+
+
+@pytest.mark.parametrize(
+    ("experts", "linears"), [("int8", None), (None, "bf16"), ("bf16", "int8"), ("auto", "int8"), ("int8", "auto")]
+)
+def test_a_choice_is_saved_and_read(experts: str | None, linears: str | None, tmp_path: Path) -> None:
+    model = model_of("gpt_oss")
+    if experts is not None:
+        model.quantize(Mxfp4Config(activations=experts))
+    if linears is not None:
+        model.quantize(IntegerConfig(8, activations=linears))
+    want = ({experts} - {None}, {linears} - {None})
+    assert told(model) == want
+    for folder in (tmp_path / "first", tmp_path / "second"):
+        model.save_pretrained(folder)
+        said = json.loads((folder / "config.json").read_text())["quantization_config"]
+        assert "auto" not in said.values() and ("activations" in said) == ((linears or experts) != "auto")
+        model = type(model).from_pretrained(folder)
+        assert told(model) == want
+    # the call goes before the file
+    given = Mxfp4Config(activations="bf16") if linears is None else IntegerConfig(8, activations="bf16")
+    found = told(type(model).from_pretrained(tmp_path / "first", quantization_config=given))
+    assert found == ((want[0], {"bf16"}) if linears else ({"bf16"}, set()))
+
+
+def test_a_file_that_says_nothing_or_nonsense(tmp_path: Path) -> None:
+    model = model_of("gpt_oss")
+    model.quantize("mxfp4+int8")
+    model.save_pretrained(tmp_path)
+    assert told(type(model).from_pretrained(tmp_path)) == ({"auto"}, {"auto"})
+    said = json.loads((tmp_path / "config.json").read_text())
+    for key in ("activations", "expert_activations"):
+        changed = {**said, "quantization_config": {**said["quantization_config"], key: "fp8"}}
+        (tmp_path / "config.json").write_text(json.dumps(changed))
+        with pytest.raises(ConfigError, match="activations is 'fp8', but must be one of 'auto', 'bf16', 'int8'"):
+            type(model).from_pretrained(tmp_path)
 
 
 def test_a_configuration_that_is_not_one() -> None:

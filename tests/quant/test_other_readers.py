@@ -19,6 +19,7 @@ IDS = torch.arange(12)[None]
 CONFIGS = {
     "int8": IntegerConfig(8),
     "int8 in groups": IntegerConfig(8, group_size=32),
+    "int8, rounded": IntegerConfig(8, activations="int8"),
     "int4": IntegerConfig(4),
     "int4, head int8": IntegerConfig(4, head_bits=8),
     "int4, head int4": IntegerConfig(4, head_bits=4),

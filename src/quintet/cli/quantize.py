@@ -55,6 +55,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--asymmetric", action="store_true", help="int4 with zero points")
     parser.add_argument("--head", choices=["int8", "int4"], metavar="F", help="pack the output head too: int8 or int4")
     parser.add_argument(
+        "--activations",
+        choices=["auto", "bf16", "int8"],
+        default="auto",
+        metavar="A",
+        help="what packed weights are multiplied with in prompts and batches: bf16 (left as it is), int8 (rounded), or "
+        "auto (default: rounded where that is faster); config.json keeps it",
+    )
+    parser.add_argument(
         "--calibrate", metavar="FILE", help="a text: round so that results on it change least (32,768 tokens are used)"
     )
     parser.add_argument(
@@ -136,7 +144,7 @@ def _asked(args: argparse.Namespace) -> Any:
     from quintet.quant.config import IntegerConfig, Mxfp4Config, Quantization, parse_short
 
     named = parse_short(args.format, "--format")
-    experts = None if named.experts is None else Mxfp4Config(args.skip)
+    experts = None if named.experts is None else Mxfp4Config(args.skip, activations=args.activations)
     if named.linears is None:
         for name in ("group_size", "asymmetric", "head", "calibrate"):
             if getattr(args, name):
@@ -149,4 +157,5 @@ def _asked(args: argparse.Namespace) -> Any:
     if args.asymmetric and bits != 4:
         raise UsageError("--asymmetric is for int4: 8 bits have no zero points. Leave it out.")
     head = None if args.head is None else int(args.head.removeprefix("int"))
-    return Quantization(experts, IntegerConfig(bits, args.group_size, not args.asymmetric, head, args.skip))
+    linears = IntegerConfig(bits, args.group_size, not args.asymmetric, head, args.skip, activations=args.activations)
+    return Quantization(experts, linears)

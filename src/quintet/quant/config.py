@@ -9,7 +9,7 @@ from typing import Any
 
 from quintet.errors import ConfigError
 
-__all__ = ["CHOICES", "IntegerConfig", "Mxfp4Config", "Quantization", "parse_quantization", "parse_short"]
+__all__ = ["CHOICES", "IntegerConfig", "Mxfp4Config", "Quantization", "parse_quantization", "parse_short", "said_of"]
 
 # Short names of `from_pretrained(quantization=...)`; two are joined by a plus.
 SHORT = ("mxfp4", "int8", "int4")
@@ -49,7 +49,8 @@ class Mxfp4Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the `quantization_config` of a config.json."""
-        return {"quant_method": self.quant_method, "modules_to_not_convert": self.modules_to_not_convert}
+        values = {"quant_method": self.quant_method, "modules_to_not_convert": self.modules_to_not_convert}
+        return values | said_of(activations=self.activations)
 
     def __repr__(self) -> str:
         return f"Mxfp4Config(modules_to_not_convert={self.modules_to_not_convert}, dequantize={self.dequantize})"
@@ -130,6 +131,7 @@ class IntegerConfig:
             "config_groups": groups,
             "kv_cache_scheme": None,
             "global_compression_ratio": None,
+            **said_of(activations=self.activations),
         }
 
     def _scheme(self, bits: int, targets: list[str]) -> dict[str, Any]:
@@ -174,7 +176,9 @@ class IntegerConfig:
         bits, group_size, symmetric, _ = found[0]
         head = next((other[0] for other in found[1:] if other[0] != bits), None)
         size = group_size if isinstance(group_size, int) and group_size > 0 else None
-        return cls(bits, size, symmetric or bits == 8, head, _paths(owner, values.get("ignore") or None))
+        activations = values.get("activations", "auto")
+        ignored = _paths(owner, values.get("ignore") or None)
+        return cls(bits, size, symmetric or bits == 8, head, ignored, activations=activations)
 
     def __repr__(self) -> str:
         fields = ", ".join(f"{name}={value!r}" for name, value in self.__dict__.items())
@@ -185,12 +189,19 @@ class IntegerConfig:
 class Quantization:
     """What is asked of a checkpoint or said by it: the formats of experts and of linear layers, None for plain.
 
-    `foreign` is in place of both: a BitsAndBytesConfig or TorchAoConfig.
+    `foreign` is in place of both: a BitsAndBytesConfig or TorchAoConfig. `expert_activations` is what the config.json
+    of packed linear layers says of experts beside them.
     """
 
     experts: Mxfp4Config | None = None
     linears: IntegerConfig | None = None
     foreign: Any = None
+    expert_activations: str = "auto"
+
+
+def said_of(**activations: str) -> dict[str, Any]:
+    """Return the keys of a config.json for choices of activations; without a key a reader takes "auto"."""
+    return {name: choice for name, choice in activations.items() if choice != "auto"}
 
 
 def _paths(owner: str, names: Any) -> list[str] | None:
@@ -263,7 +274,8 @@ def parse_quantization(value: Any, owner: str) -> Quantization:
     if method == Mxfp4Config.quant_method:
         return Quantization(experts=Mxfp4Config(**fields))
     if method == IntegerConfig.quant_method and isinstance(value, Mapping):
-        return Quantization(linears=IntegerConfig.from_dict(value, owner))
+        beside = _choice(owner, value.get("expert_activations", "auto"))
+        return Quantization(linears=IntegerConfig.from_dict(value, owner), expert_activations=beside)
     raise ConfigError(
         f"{owner} has a quantization_config of the method {str(method)!r}, and what is "
         f"read is plain weights, mxfp4, compressed-tensors (integers of 8 or 4 bits) and bitsandbytes. Load a "

@@ -89,6 +89,7 @@ def fit_experts(
     *,
     asked: Mxfp4Config | None,
     declared: Mxfp4Config | None,
+    activations: str = "auto",
     rules: KeyRules,
     prefix: str,
     dtype: torch.dtype,
@@ -101,6 +102,7 @@ def fit_experts(
         source: The checkpoint.
         asked: What the caller wants: to unpack a packed checkpoint, or to pack a plain one.
         declared: What the checkpoint's config.json says.
+        activations: What weights are multiplied with, where neither says it.
         rules: How names map.
         prefix: Name of the base model inside a model with a head.
         dtype: Type that weights are unpacked to.
@@ -122,7 +124,11 @@ def fit_experts(
         _check(source, found, experts, skip)
         if wanted is not None and wanted.dequantize:
             return _Unpacking(source, list(found.packed.values()), dtype, device), False
-        _swap_in(model, {path for path in experts if f"{path}.{WEIGHTS[0]}" in found.packed}, wanted)
+        _swap_in(
+            model,
+            {path for path in experts if f"{path}.{WEIGHTS[0]}" in found.packed},
+            wanted.activations if wanted else activations,
+        )
         return source, True
     if wanted is None or wanted.dequantize:
         return source, False
@@ -137,7 +143,7 @@ def fit_experts(
             f"{type(model).__name__} has no experts to pack as MXFP4. Leave quantization_config out, or ask for it "
             "with a mixture-of-experts model such as gpt-oss."
         )
-    _swap_in(model, chosen, asked)
+    _swap_in(model, chosen, asked.activations)
     plain = {name: key for name, key in found.plain.items() if name.rpartition(".")[0] in chosen}
     return _Packing(source, plain, device), True
 
@@ -181,7 +187,7 @@ def _check(source: TensorSource, found: _Found, experts: Iterable[str], skip: It
         check_scales(source.get(keys["scales"]), keys["scales"])
 
 
-def _swap_in(model: nn.Module, chosen: set[str], config: Mxfp4Config | None) -> None:
+def _swap_in(model: nn.Module, chosen: set[str], activations: str) -> None:
     paths = {module: path for path, module in experts_of(model).items() if path in chosen}
 
     def twin(module: nn.Module) -> nn.Module | None:
@@ -190,7 +196,7 @@ def _swap_in(model: nn.Module, chosen: set[str], config: Mxfp4Config | None) -> 
             return None
         with torch.device("meta"):
             made = PackedExperts.empty_like(module, paths[module])
-        made.activations = (config or Mxfp4Config()).activations
+        made.activations = activations
         return made
 
     swap(model, dict.fromkeys({type(module) for module in paths}, twin))

@@ -13,7 +13,7 @@ from quintet.checkpoint.pretrained import LoadSave
 from quintet.checkpoint.rules import KeyRules, LoadReport
 from quintet.errors import CheckpointError, ConfigError
 from quintet.quant.calibration import PartStore, calibration_rows
-from quintet.quant.config import IntegerConfig, Mxfp4Config, Quantization, parse_quantization, parse_short
+from quintet.quant.config import IntegerConfig, Mxfp4Config, Quantization, parse_quantization, parse_short, said_of
 from quintet.quant.experts import dequantize_experts, experts_of, fit_experts, quantize_experts
 from quintet.quant.foreign import TorchAoLinear, check_installed, dequantize_foreign, fit_foreign, pack_foreign
 from quintet.quant.foreign_config import BitsAndBytesConfig, TorchAoConfig
@@ -86,7 +86,10 @@ class Quantized(LoadSave):
             "dtype": dtype,
             "device": device,
         }
-        source, experts = fit_experts(self, source, asked=asked.experts, declared=declared.experts, **where)
+        beside = declared.expert_activations
+        source, experts = fit_experts(
+            self, source, asked=asked.experts, declared=declared.experts, activations=beside, **where
+        )
         source, linears = fit_linears(self, source, asked=asked.linears, declared=declared.linears, **where)
         if experts and not linears and declared.experts is not None and stored:
             return source  # what a file said of its packed weights stays, word for word
@@ -124,7 +127,8 @@ class Quantized(LoadSave):
             head = head_of(self)
             plain = [path for path in linears_of(self, head) if path not in packed]
             ignored = plain + list(experts_of(self))
-            ignored += [path for path, module in self.named_modules() if isinstance(module, PackedExperts)]
+            beside = {path: module for path, module in self.named_modules() if isinstance(module, PackedExperts)}
+            ignored += beside
             # readers of other libraries call the head of every family lm_head
             names = dict.fromkeys(((head or "lm_head").rpartition(".")[2], "lm_head"))
             if head in ignored:
@@ -132,6 +136,8 @@ class Quantized(LoadSave):
             self.config.quantization_config = linears.to_dict(
                 ignored, next(iter(names)) if len(names) == 1 else f"({'|'.join(names)})"
             )
+            for module in beside.values():
+                self.config.quantization_config.update(said_of(expert_activations=module.activations))
         elif any(isinstance(module, PackedExperts) for module in self.modules()):
             self.config.quantization_config = (experts or Mxfp4Config()).to_dict()
         elif hasattr(self.config, "quantization_config"):
