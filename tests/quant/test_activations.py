@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_packable import model_of
 
-from quintet.auto import family_of
 from quintet.errors import ConfigError, InputError
 from quintet.kernels import integers, loader
 from quintet.kernels.integers import activations_for, round_activations
@@ -29,11 +29,6 @@ from quintet.quant.packed_linear import LINEARS, PackedLinear
 
 needs_native = pytest.mark.skipif(library() is None, reason=f"no native kernels: {status().reason}")
 MANY = FEW_ROWS + 4
-
-
-def model_of(family: str) -> Any:
-    record = family_of(family)
-    return record.classes["causal-lm"](record.tiny()).eval()
 
 
 def stacks(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:

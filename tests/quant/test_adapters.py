@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_packable import model_of
 
-from quintet.auto import family_of
 from quintet.quant.config import IntegerConfig
 
 TARGETS = {
@@ -24,9 +24,7 @@ TARGETS = {
 @pytest.mark.parametrize("bits", [8, 4])
 def test_lora_learns_over_packed_layers(family: str, bits: int) -> None:
     peft: Any = pytest.importorskip("peft")
-    record = family_of(family)
-    wide = {"intermediate_size": 64} if family in ("gpt_neox", "seed_oss") else {}
-    model = record.classes["causal-lm"](record.tiny(**wide)).eval()
+    model = model_of(family)
     model.quantize(IntegerConfig(bits, group_size=32))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=TARGETS[family]))

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_packable import logits, model_of, numbers
 from torch import nn
 
-from quintet.auto import family_of, model_types
+from quintet.auto import model_types
 from quintet.errors import ConfigError, InputError
-from quintet.kernels.packing import dequantize_int4, dequantize_int8
 from quintet.quant import calibration
 from quintet.quant.calibration import Parts, calibration_rows
 from quintet.quant.compensation import round_compensating
@@ -21,29 +21,8 @@ from quintet.quant.linears import packed_linears_of
 from quintet.quant.rounding import round_weight
 
 
-def numbers(packed: dict[str, torch.Tensor]) -> torch.Tensor:
-    """What packed tensors stand for."""
-    if "weight" in packed:
-        return dequantize_int8(packed["weight"], packed["weight_scale"])
-    return dequantize_int4(packed["weight_packed"], packed["weight_scale"], packed.get("weight_zero_point"))
-
-
-def model_of(family: str) -> Any:
-    """A tiny causal model, in which what flows through a layer has favourite directions."""
-    record = family_of(family)
-    torch.manual_seed(0)
-    wide = {"intermediate_size": 64} if family in ("gpt_neox", "seed_oss") else {}
-    return record.classes["causal-lm"](record.tiny(**wide)).eval()
-
-
 def ids(rows: int, seed: int) -> torch.Tensor:
     return torch.randint(0, 90, (rows, 12), generator=torch.Generator().manual_seed(seed))
-
-
-def logits(model: Any, given: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        found: torch.Tensor = model(given).logits
-    return found
 
 
 # --- the algorithm ---
@@ -53,8 +32,8 @@ def logits(model: Any, given: torch.Tensor) -> torch.Tensor:
 def test_products_with_the_inputs_change_less(bits: int, group: int | None, symmetric: bool) -> None:
     weight = torch.randn(48, 192)
     x = torch.randn(400, 24) @ torch.randn(24, 192) + 0.1 * torch.randn(400, 192)
-    alone = numbers(round_weight(weight, bits, group, symmetric))
-    together = numbers(round_compensating(weight, x.t() @ x, bits, group, symmetric))
+    alone = numbers(round_weight(weight, bits, group, symmetric), torch.float32)
+    together = numbers(round_compensating(weight, x.t() @ x, bits, group, symmetric), torch.float32)
     assert (x @ (together - weight).t()).norm() < 0.5 * (x @ (alone - weight).t()).norm()
 
 

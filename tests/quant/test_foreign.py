@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from tiny_packable import logits, model_of
 from torch import nn
 
 import quintet
 from quintet import BitsAndBytesConfig, TorchAoConfig
-from quintet.auto import family_of, model_types
+from quintet.auto import model_types
 from quintet.checkpoint import TensorFile, save_weights
 from quintet.errors import CheckpointError, ConfigError
 from quintet.layers.conv1d import Conv1D
@@ -35,18 +36,6 @@ FORMATS: dict[str, dict[str, Any]] = {
     "fp4": {"load_in_4bit": True, "bnb_4bit_compute_dtype": torch.float32},
     "int8": {"load_in_8bit": True},
 }
-
-
-def model_of(family: str) -> Any:
-    record = family_of(family)
-    torch.manual_seed(0)
-    return record.classes["causal-lm"](record.tiny()).eval()
-
-
-def logits(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        found: torch.Tensor = model(torch.arange(12).view(2, 6) * 5 % 90).logits
-    return found
 
 
 # --- configurations ---

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_packable import logits, model_of
 from torch import nn
 
 import quintet
-from quintet.auto import family_of, model_types
+from quintet.auto import model_types
 from quintet.errors import CheckpointError, ConfigError, InputError
 from quintet.layers.conv1d import Conv1D
 from quintet.quant.config import IntegerConfig, parse_quantization
@@ -26,21 +27,6 @@ FORMATS = {
     "int4-head8": IntegerConfig(4, head_bits=8),
     "int8-head4": IntegerConfig(8, head_bits=4),
 }
-
-
-def model_of(family: str, **overrides: Any) -> Any:
-    """A tiny causal model with weights of a usual size."""
-    record = family_of(family)
-    torch.manual_seed(0)
-    wide = {"intermediate_size": 64} if family in ("gpt_neox", "seed_oss") else {}
-    return record.classes["causal-lm"](record.tiny(**{**wide, **overrides})).eval()
-
-
-def logits(model: Any) -> torch.Tensor:
-    ids = torch.arange(12).view(2, 6) * 5 % 90
-    with torch.no_grad():
-        out: torch.Tensor = model(ids).logits
-    return out
 
 
 def unpacked(model: Any) -> dict[str, torch.Tensor]:

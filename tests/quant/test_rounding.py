@@ -6,19 +6,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_packable import numbers
 
 from quintet.errors import InputError
-from quintet.kernels.packing import dequantize_int4, dequantize_int8, quantize_int4, quantize_int8
+from quintet.kernels.packing import dequantize_int4, quantize_int4, quantize_int8
 from quintet.quant import rounding
 from quintet.quant.rounding import fit_grid, round_weight
-
-
-def numbers(packed: dict[str, torch.Tensor]) -> torch.Tensor:
-    """What packed tensors stand for, in float64."""
-    if "weight" in packed:
-        return dequantize_int8(packed["weight"], packed["weight_scale"], torch.float64)
-    zero = packed.get("weight_zero_point")
-    return dequantize_int4(packed["weight_packed"], packed["weight_scale"], zero, torch.float64)
 
 
 @given(
