@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import copy
 import ctypes
-import os
 import pickle
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
-from tiny_blocks import FORMATS, TOLERANCE, batch, model_of
+from tiny_blocks import FORMATS, TOLERANCE, batch, check_level, decode, model_of
 from torch import nn
 
 import quintet
@@ -23,20 +20,6 @@ from quintet.fused import blocks
 from quintet.kernels.loader import LEVELS, library, status
 
 pytestmark = pytest.mark.skipif(not status().native, reason=f"no native kernels: {status().reason}")
-
-
-def decode(model: Any, ids: torch.Tensor, mask: torch.Tensor | None, prompt: int, each: int = 1) -> torch.Tensor:
-    """Logits of the tokens behind the prompt, `each` at a time, from a cache."""
-    with torch.no_grad():
-        told = None if mask is None else mask[:, :prompt]
-        cache = model(ids[:, :prompt], attention_mask=told, use_cache=True).past_key_values
-        parts = []
-        for begin in range(prompt, ids.shape[1], each):
-            end = min(begin + each, ids.shape[1])
-            told = None if mask is None else mask[:, :end]
-            out = model(ids[:, begin:end], attention_mask=told, past_key_values=cache, use_cache=True)
-            parts.append(out.logits)
-    return torch.cat(parts, 1)
 
 
 @pytest.mark.parametrize("family", model_types())
@@ -258,35 +241,6 @@ def test_the_structures_are_those_of_the_library() -> None:
     assert native.quintet_step_bytes() == ctypes.sizeof(blocks._Step)
 
 
-LEVEL_CHECK = """
-import sys
-sys.path.insert(0, {folder!r})
-import torch
-from test_fused_blocks import decode
-from tiny_blocks import batch, model_of
-from quintet.auto import model_types
-from quintet.kernels.loader import status
-assert status().level == {level!r}, status()
-for family in model_types():
-    for dtype, tolerance in ((torch.float32, 2e-5), (torch.bfloat16, 2e-2), (torch.float16, 4e-3)):
-        for form in ("plain", "int4"):
-            model = model_of(family, dtype, form)
-            ids, mask = batch(2, 9)
-            want = decode(model, ids, mask, 5).float()
-            model.optimize()
-            got = decode(model, ids, mask, 5).float()
-            assert (got - want).abs().max() <= tolerance * want.abs().max(), (family, dtype, form)
-print("same")
-"""
-
-
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_level(level: str) -> None:
-    native = library()
-    assert native is not None
-    if native.quintet_has(level.encode()) != 1:
-        pytest.skip(f"this CPU has no {level}")
-    code = LEVEL_CHECK.format(folder=os.path.dirname(__file__), level=level)
-    env = {**os.environ, "QUINTET_ISA": level, "QUINTET_NATIVE": "1"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
-    assert done.returncode == 0 and done.stdout.strip() == "same", done.stderr[-2000:]
+    check_level(level, forms=("plain", "int4"))

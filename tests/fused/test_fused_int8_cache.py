@@ -2,40 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from typing import Any
-
 import pytest
 import torch
-from tiny_blocks import TOLERANCE, batch, model_of
+from tiny_blocks import TOLERANCE, batch, check_level, decode, model_of
 
 from quintet.auto import model_types
 from quintet.cache import Int8Cache
 from quintet.cache.int8 import encode_int8
 from quintet.errors import InputError
 from quintet.fused import blocks
-from quintet.kernels.loader import LEVELS, library, status
+from quintet.kernels.loader import LEVELS, status
 
 pytestmark = pytest.mark.skipif(not status().native, reason=f"no native kernels: {status().reason}")
-
-
-def decode(
-    model: Any, ids: torch.Tensor, mask: torch.Tensor | None, prompt: int, each: int = 1, config: bool = True
-) -> tuple[torch.Tensor, Int8Cache]:
-    """Logits of the tokens behind the prompt, `each` at a time, and the cache."""
-    cache = Int8Cache(config=model.config if config else None)
-    with torch.no_grad():
-        told = None if mask is None else mask[:, :prompt]
-        model(ids[:, :prompt], attention_mask=told, past_key_values=cache, use_cache=True)
-        parts = []
-        for begin in range(prompt, ids.shape[1], each):
-            end = min(begin + each, ids.shape[1])
-            told = None if mask is None else mask[:, :end]
-            out = model(ids[:, begin:end], attention_mask=told, past_key_values=cache, use_cache=True)
-            parts.append(out.logits)
-    return torch.cat(parts, 1), cache
 
 
 @pytest.mark.parametrize("family", model_types())
@@ -48,8 +26,9 @@ def test_a_step_is_what_the_modules_compute(
     model.optimize()
     for rows, each in ((1, 1), (3, 1), (2, 3)):
         ids, mask = batch(rows, 12)
-        want, modules = decode(plain, ids, mask, 5, each)
-        got, native = decode(model, ids, mask, 5, each)
+        native, modules = Int8Cache(config=model.config), Int8Cache(config=plain.config)
+        want = decode(plain, ids, mask, 5, each, cache=modules)
+        got = decode(model, ids, mask, 5, each, cache=native)
         assert not steps[0] and all(steps[1:]) and len(steps) > 1, "the prompt is for the modules, steps are not"
         assert (got.float() - want.float()).abs().max() <= TOLERANCE[dtype] * want.float().abs().max()
         if dtype == torch.float32:
@@ -64,7 +43,9 @@ def test_the_bytes_are_those_of_the_plain_way(steps: list[bool]) -> None:
     plain, model = model_of("gpt2", n_embd=112, n_head=2), model_of("gpt2", n_embd=112, n_head=2)  # heads of 56
     model.optimize()
     ids, _ = batch(1, 9)
-    native, modules = decode(model, ids, None, 5)[1], decode(plain, ids, None, 5)[1]
+    native, modules = Int8Cache(config=model.config), Int8Cache(config=plain.config)
+    decode(model, ids, None, 5, cache=native)
+    decode(plain, ids, None, 5, cache=modules)
     assert all(steps[1:])
     for side in ("keys", "values"):
         one, other = getattr(native.layers[0].store, side), getattr(modules.layers[0].store, side)
@@ -78,10 +59,12 @@ def test_the_bytes_are_those_of_the_plain_way(steps: list[bool]) -> None:
 def test_windows_and_slabs_that_move_and_grow(window: int, config: bool, steps: list[bool]) -> None:
     model = model_of("gpt_oss", sliding_window=window, max_position_embeddings=512)
     ids, mask = batch(2, 170)
-    want, _ = decode(model, ids, mask, 5, config=config)
+    told = model.config if config else None
+    want = decode(model, ids, mask, 5, cache=Int8Cache(config=told))
     steps.clear()
     model.optimize()
-    got, cache = decode(model, ids, mask, 5, config=config)
+    cache = Int8Cache(config=told)
+    got = decode(model, ids, mask, 5, cache=cache)
     assert all(steps[1:])
     assert (got - want).abs().max() < 1e-3 * want.abs().max()
     assert cache.layers[0].store._keys.dtype == torch.int8
@@ -134,34 +117,6 @@ def test_crop_reorder_and_other_models_caches(steps: list[bool]) -> None:
         assert not any(steps)
 
 
-LEVEL_CHECK = """
-import sys
-sys.path.insert(0, {folder!r})
-import torch
-from tiny_blocks import batch, model_of
-from test_fused_int8_cache import decode
-from quintet.auto import model_types
-from quintet.kernels.loader import status
-assert status().level == {level!r}, status()
-for family in model_types():
-    for dtype, tolerance in ((torch.float32, 2e-5), (torch.bfloat16, 2e-2), (torch.float16, 4e-3)):
-        model = model_of(family, dtype)
-        ids, mask = batch(2, 9)
-        want = decode(model, ids, mask, 5)[0].float()
-        model.optimize()
-        got = decode(model, ids, mask, 5)[0].float()
-        assert (got - want).abs().max() <= tolerance * want.abs().max(), (family, dtype)
-print("same")
-"""
-
-
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_level(level: str) -> None:
-    native = library()
-    assert native is not None
-    if native.quintet_has(level.encode()) != 1:
-        pytest.skip(f"this CPU has no {level}")
-    code = LEVEL_CHECK.format(folder=os.path.dirname(__file__), level=level)
-    env = {**os.environ, "QUINTET_ISA": level, "QUINTET_NATIVE": "1"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
-    assert done.returncode == 0 and done.stdout.strip() == "same", done.stderr[-2000:]
+    check_level(level, cache="Int8Cache")

@@ -1,15 +1,20 @@
-"""Tiny models and batches for tests of the native step."""
+"""Tiny models, batches and runs for tests of the native step."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import Any
 
+import pytest
 import torch
 
 from quintet.auto import family_of
+from quintet.kernels.loader import library
 from quintet.quant.config import IntegerConfig
 
-__all__ = ["FORMATS", "TOLERANCE", "batch", "model_of"]
+__all__ = ["FORMATS", "TOLERANCE", "batch", "check_level", "decode", "model_of"]
 
 FORMATS = {
     "plain": None,
@@ -40,3 +45,52 @@ def batch(rows: int, length: int, seed: int = 1) -> tuple[torch.Tensor, torch.Te
     for row in range(1, rows):
         mask[row, : row % 4] = 0
     return torch.randint(1, 90, (rows, length), generator=generator), mask
+
+
+def decode(
+    model: Any, ids: torch.Tensor, mask: torch.Tensor | None, prompt: int, each: int = 1, cache: Any = None
+) -> torch.Tensor:
+    """Logits of the tokens behind the prompt, `each` at a time, over a cache: the model makes it unless it is given."""
+    parts = []
+    with torch.no_grad():
+        for begin in (0, *range(prompt, ids.shape[1], each)):
+            end = min(begin + each, ids.shape[1]) if begin else prompt
+            told = None if mask is None else mask[:, :end]
+            out = model(ids[:, begin:end], attention_mask=told, past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            parts.append(out.logits)
+    return torch.cat(parts[1:], 1)
+
+
+LEVEL_CHECK = """
+import sys
+sys.path.insert(0, {folder!r})
+from tiny_blocks import TOLERANCE, batch, decode, model_of
+from quintet import cache
+from quintet.auto import model_types
+from quintet.kernels.loader import status
+assert status().level == {level!r}, status()
+kind = getattr(cache, {cache!r})
+for family in model_types():
+    for dtype, tolerance in TOLERANCE.items():
+        for form in {forms!r}:
+            model = model_of(family, dtype, form)
+            ids, mask = batch(2, 9)
+            want = decode(model, ids, mask, 5, cache=kind(config=model.config)).float()
+            model.optimize()
+            got = decode(model, ids, mask, 5, cache=kind(config=model.config)).float()
+            assert (got - want).abs().max() <= tolerance * want.abs().max(), (family, dtype, form)
+print("same")
+"""
+
+
+def check_level(level: str, forms: tuple[str, ...] = ("plain",), cache: str = "DynamicCache") -> None:
+    """Compare steps with the modules in a process of its own, by the kernels of one set of instructions."""
+    native = library()
+    assert native is not None
+    if native.quintet_has(level.encode()) != 1:
+        pytest.skip(f"this CPU has no {level}")
+    code = LEVEL_CHECK.format(folder=os.path.dirname(__file__), level=level, forms=forms, cache=cache)
+    env = {**os.environ, "QUINTET_ISA": level, "QUINTET_NATIVE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 0 and done.stdout.strip() == "same", done.stderr[-2000:]
