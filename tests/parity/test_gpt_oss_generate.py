@@ -2,50 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-
-PROMPT = torch.tensor([[5, 17, 3, 88, 42, 9, 61], [70, 2, 33, 4, 90, 12, 8]])
-YARN = {
-    "rope_parameters": {
-        "rope_type": "yarn",
-        "rope_theta": 10000.0,
-        "factor": 4.0,
-        "original_max_position_embeddings": 32,
-    },
-    "max_position_embeddings": 128,
-}
-
-STRATEGIES: list[dict[str, Any]] = [
-    {"do_sample": False},
-    {"do_sample": False, "repetition_penalty": 1.4},
-    {"do_sample": True},
-    {"do_sample": True, "top_k": 5, "temperature": 1.7},
-    {"do_sample": True, "top_k": 0, "top_p": 0.7, "num_return_sequences": 2},
-]
-
-
-def sharpen(ours: Any, theirs: Any) -> tuple[Any, Any]:
-    """Larger weights, so that the likeliest token is far from the next and a wrong bit shows."""
-    with torch.no_grad():
-        ours.lm_head.weight.mul_(6)
-        ours.model.embed_tokens.weight.mul_(3)
-    theirs.load_state_dict(ours.state_dict())
-    return ours, theirs
-
-
-def written(model: Any, *args: Any, **options: Any) -> torch.Tensor:
-    torch.manual_seed(11)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        out: torch.Tensor = model.generate(
-            *args, **{"max_new_tokens": 300, "pad_token_id": 0, "eos_token_id": None, **options}
-        )
-    return out
+from oss_runs import PROMPT, STRATEGIES, YARN, sharpen, written
 
 
 @pytest.mark.parametrize("options", STRATEGIES, ids=str)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from oss_runs import check_gradient_checkpointing, check_gradients
 
 IDS = torch.tensor([[5, 17, 3, 88, 42, 9, 61], [70, 2, 33, 4, 90, 12, 8]])
 NAMES = [
@@ -26,11 +27,6 @@ def inputs(name: str) -> dict[str, Any]:
     }[name]
 
 
-def loss_of(out: Any) -> torch.Tensor:
-    found: torch.Tensor = out["loss"] if "loss" in out else (out.last_hidden_state**2).mean()
-    return found
-
-
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "tied": {"tie_word_embeddings": True},
@@ -46,34 +42,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     ("name", "option"), [*((name, "plain") for name in NAMES), *(("GptOssForCausalLM", o) for o in OPTIONS)]
 )
 def test_gradients_of_every_parameter(pair: Any, same: Any, backend: str, name: str, option: str) -> None:
-    ours, theirs = pair(name, backend=backend, **OPTIONS[option])
-    mask = torch.ones_like(IDS)
-    mask[-1, 5:] = 0
-    for model in (ours, theirs):
-        loss_of(model(**inputs(name), attention_mask=mask)).backward()
-    wanted = {n: p.grad for n, p in theirs.named_parameters()}
-    assert [n for n, _ in ours.named_parameters()] == list(wanted)
-    for parameter, weight in ours.named_parameters():
-        assert weight.grad is not None, parameter
-        same(weight.grad, wanted[parameter], tolerance=1e-4, where=parameter)
+    check_gradients(pair(name, backend=backend, **OPTIONS[option]), inputs(name), same)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_gradient_checkpointing(pair: Any, same: Any, name: str) -> None:
-    ours, theirs = pair(name)
-    for model in (ours, theirs):
-        model.train()
-        model.dropout = torch.nn.Identity()  # of the token classifier
-        loss_of(model(**inputs(name))).backward()
-    plain = {n: p.grad.clone() for n, p in ours.named_parameters()}
-    ours.zero_grad()
-    ours.gradient_checkpointing_enable()
-    out = ours(**inputs(name))
-    assert out.get("past_key_values") is None
-    loss_of(out).backward()
-    for parameter, weight in ours.named_parameters():
-        assert torch.equal(weight.grad, plain[parameter]), parameter
-        same(weight.grad, theirs.get_parameter(parameter).grad, tolerance=1e-4, where=parameter)
+    check_gradient_checkpointing(pair(name), inputs(name), same)
 
 
 @pytest.mark.parametrize("name", NAMES)
