@@ -280,6 +280,41 @@ def test_the_plan_is_what_packing_makes(family, tmp_path, capsys):
         assert formats[name]["weights_bytes"] == size, name
 
 
+@pytest.mark.parametrize("family", ["gpt2", "openai-gpt", "gpt_neox", "seed_oss", "gpt_oss"])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_packed_head_is_what_packing_makes(bits, family, tmp_path, capsys):
+    from quintet import IntegerConfig
+    from quintet.auto import family_of
+
+    record = family_of(family)
+    wide = {"intermediate_size": 64} if family in ("gpt_neox", "seed_oss") else {}
+    config = record.tiny(**wide)
+    (tmp_path / "config.json").write_text(config.to_json_string())
+    said = info(tmp_path, capsys)["plan"]["packed_head"]
+    model = record.classes["causal-lm"](config).bfloat16()
+    assert said["tied"] == (model.get_output_embeddings().weight is model.get_input_embeddings().weight)
+    model.quantize(IntegerConfig(8, head_bits=bits))
+    head = model.get_output_embeddings()
+    assert head.bits == bits
+    assert said["bytes"][f"int{bits}"] == sum(tensor.nbytes for tensor in [*head.parameters(), *head.buffers()])
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_packed_head_is_told(tied, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps({**GPT_OSS, "tie_word_embeddings": tied}))
+    assert main(["info", str(tmp_path)]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.endswith("int8 552.7 MiB, int4 310.7 MiB")]
+    words = "head tied; packed beside the embedding:" if tied else "packed:"
+    assert line.split()[:-6] == words.split()
+
+
+def test_a_head_that_cannot_be_packed_in_four_bits(tmp_path, capsys):
+    from quintet.models.gpt2 import tiny
+
+    (tmp_path / "config.json").write_text(tiny(n_embd=24, n_head=2).to_json_string())
+    assert [*info(tmp_path, capsys)["plan"]["packed_head"]["mib"]] == ["int8"]
+
+
 def test_a_format_that_does_not_fit_is_not_in_the_plan(tmp_path, capsys):
     from quintet.models.gpt2 import tiny
 

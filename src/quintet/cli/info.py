@@ -162,6 +162,12 @@ def _plan_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
                 sizes[key.rpartition("+")[2]] = size
         words = ", ".join(f"{key} {size:,.1f} MiB" for key, size in sizes.items())
         rows.append((f"  {name}", f"{part['parameters']:,} parameters: {words}"))
+    head = plan["packed_head"]
+    if head is not None and head["mib"]:
+        words = ", ".join(f"{key} {size:,.1f} MiB" for key, size in head["mib"].items())
+        rows.append(
+            ("  head", f"tied; packed beside the embedding: {words}") if head["tied"] else ("", f"packed: {words}")
+        )
     machine = plan["machine"]
     if machine["available_mib"] is not None:
         rows.append(("this machine", f"{machine['available_mib']:,} of {machine['total_mib']:,} MiB available"))

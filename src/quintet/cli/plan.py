@@ -80,8 +80,10 @@ def memory_plan(network: Any, config: Any, length: int | None = None) -> dict[st
         length: Tokens in the cache; None takes the most that the configuration allows, or 1024.
 
     Returns:
-        `parts`: parameters and MiB by format of each part of the model. `formats`: for each number format the MiB of
-        weights and cache, whether this machine has them available, and the tokens that fit beside the weights.
+        `parts`: parameters and MiB by format of each part of the model. `packed_head`: MiB of the output head when it
+        is packed too, which no format does by itself, and whether it is `tied`: the embedding then stays beside it.
+        None without a head. `formats`: for each number format the MiB of weights and cache, whether this machine has
+        them available, and the tokens that fit beside the weights.
     """
     parts = _parts(network)
     cache = kv_cache(config)
@@ -100,6 +102,7 @@ def memory_plan(network: Any, config: Any, length: int | None = None) -> dict[st
             }
             for name, part in parts.items()
         },
+        "packed_head": _packed_head(network),
         "length": length,
         "machine": facts,
         "formats": {
@@ -120,6 +123,21 @@ def _room(cache: KvCache, left: float, item: int, config: Any) -> int:
     most = getattr(config, "max_position_embeddings", None)
     room = cache.tokens_in(left / item) if left > 0 else 0
     return int(most) if most and (room < 0 or room > most) else room
+
+
+def _packed_head(network: Any) -> dict[str, Any] | None:
+    """What the output head takes in 8 and in 4 bits, as far as its size allows it."""
+    head = network.get_output_embeddings()
+    if head is None:
+        return None
+    sizes = {}
+    for style in ("int8", "int4"):
+        kinds = [("linear" if name == "weight" else "plain", parameter) for name, parameter in head.named_parameters()]
+        parts = [_bytes(head, parameter, kind, style) for kind, parameter in kinds]
+        if None not in parts:
+            sizes[style] = sum(part or 0 for part in parts)
+    tied = head.weight is network.get_input_embeddings().weight
+    return {"tied": tied, "bytes": sizes, "mib": {style: _mib(size) for style, size in sizes.items()}}
 
 
 def _parts(network: Any) -> dict[str, dict[str, Any]]:
