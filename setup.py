@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -78,6 +79,34 @@ def compiler() -> list[str] | None:
     return next((command for command in ([named] if named else found) if shutil.which(command[0])), None)
 
 
+def up_to_date(made: Path, command: list[str]) -> bool:
+    """Whether this command made an object, and nothing has changed since that it read (as -MD lists it)."""
+    told, listed = made.with_suffix(".command"), made.with_suffix(".d")
+    if not (made.is_file() and listed.is_file() and told.is_file()) or told.read_text() != shlex.join(command):
+        return False
+    files = shlex.split(listed.read_text().replace("\\\n", " ").partition(":")[2])
+    since = told.stat().st_mtime_ns
+    return all(os.path.exists(file) and os.stat(file).st_mtime_ns < since for file in files)
+
+
+def compile_all(commands: dict[Path, list[str]], force: bool = False) -> None:
+    """Make objects by their commands, all at once; with `force` those that are up to date too."""
+    running = []
+    for made, command in commands.items():
+        if force or not up_to_date(made, command):
+            made.with_suffix(".command").unlink(missing_ok=True)
+            made.with_suffix(".started").write_text(
+                shlex.join(command)
+            )  # its time: what changes from now on was not read
+            running.append((made, subprocess.Popen(command)))
+    failed = [made for made, process in running if process.wait()]
+    for made, _ in running:
+        if made not in failed:
+            made.with_suffix(".started").replace(made.with_suffix(".command"))
+    if failed:
+        raise OSError("the C++ compiler failed")
+
+
 class Build(build_ext):
     """Compiles each source with its own flags, and links without any library of Python's."""
 
@@ -92,15 +121,13 @@ class Build(build_ext):
         target.parent.mkdir(parents=True, exist_ok=True)
         machine = platform.machine().lower()
         chosen = ["-arch", machine] if sys.platform == "darwin" else []  # a compiler there may make code of either kind
-        running = []
+        commands = {}
         for source in ext.sources:
             made = folder / (Path(source).stem + ".o")
             flags = [*COMMON, *chosen, *defines(machine), *flags_of(source, machine)]
-            running.append((made, subprocess.Popen([*cxx, *flags, "-c", source, "-o", str(made)])))
-        codes = [process.wait() for _, process in running]
-        if any(codes):
-            raise OSError("the C++ compiler failed")
-        objects = [str(made) for made, _ in running]
+            commands[made] = [*cxx, *flags, "-MD", "-c", source, "-o", str(made)]
+        compile_all(commands, bool(self.force))
+        objects = map(str, commands)
         libraries = [] if sys.platform == "darwin" else ["-ldl", "-lpthread", "-s"]  # without names of what is inside
         subprocess.run([*cxx, *chosen, "-shared", *objects, "-o", str(target), *libraries], check=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import email
+import importlib.util
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -122,6 +124,39 @@ def test_the_sdist_builds_and_carries_the_tests(built: Path):
     wanted += ["setup.py", *(path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*.*"))]
     assert not set(wanted) - names
     assert not [name for name in names if name.endswith((".so", ".o"))]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++")
+def test_only_what_changed_is_compiled_again(tmp_path: Path):
+    spec = importlib.util.spec_from_file_location("quintet_setup", ROOT / "setup.py")
+    setup = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(setup)
+    source, header, made = (tmp_path / "a b" / name for name in ("one.cpp", "one.h", "one.o"))
+    header.parent.mkdir()
+    source.write_text('#include "one.h"\nint one() { return 1; }\n')
+    command = ["g++", "-MD", "-c", str(source), "-o", str(made)]
+
+    def write(text: str) -> None:
+        header.write_text(text)
+        time.sleep(0.02)  # what is as old as the command counts as changed, and clocks of files may tick slowly
+
+    def compiled(command: list[str], force: bool = False) -> bool:
+        before = made.stat().st_mtime_ns if made.exists() else None
+        setup.compile_all({made: command}, force)
+        return made.stat().st_mtime_ns != before
+
+    write("int one();\n")
+    assert compiled(command) and not compiled(command)
+    assert compiled([*command, "-O1"]) and not compiled([*command, "-O1"])
+    assert compiled(command) and compiled(command, force=True)
+    write("int one();  // changed\n")
+    assert compiled(command) and not compiled(command)
+    write("broken\n")
+    for _ in range(2):  # an object of an earlier source does not hide it
+        with pytest.raises(OSError, match="the C\\+\\+ compiler failed"):
+            setup.compile_all({made: command})
+    write("int one();\n")
+    assert compiled(command)
 
 
 def bare_path(tmp_path: Path) -> str:
