@@ -65,7 +65,6 @@ struct Avx2 {
             to[2 * i + 1] = _mm256_sub_ps(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(halves[i], 8))), zero);
         }
     }
-    static void prefetch(const void* from) { _mm_prefetch(static_cast<const char*>(from), _MM_HINT_T0); }
     template <int T>
     using Way = Widened<Avx2, T>;
 };

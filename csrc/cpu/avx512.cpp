@@ -25,7 +25,7 @@ struct Avx512 {
         return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
     }
     // The same sums, of four at once.
-    static void sum4(const vec* a, float* to) {
+    __attribute__((always_inline)) static void sum4(const vec* a, float* to) {
         const __m512 first = _mm512_add_ps(_mm512_shuffle_f32x4(a[0], a[1], 0x44), _mm512_shuffle_f32x4(a[0], a[1], 0xee));
         const __m512 second = _mm512_add_ps(_mm512_shuffle_f32x4(a[2], a[3], 0x44), _mm512_shuffle_f32x4(a[2], a[3], 0xee));
         const __m512 four = _mm512_add_ps(_mm512_shuffle_f32x4(first, second, 0x88), _mm512_shuffle_f32x4(first, second, 0xdd));
@@ -72,7 +72,6 @@ struct Avx512 {
         to[0] = _mm512_sub_ps(_mm512_cvtepi32_ps(_mm512_and_si512(codes, _mm512_set1_epi32(15))), zero);
         to[1] = _mm512_sub_ps(_mm512_cvtepi32_ps(_mm512_srli_epi32(codes, 4)), zero);
     }
-    static void prefetch(const void* from) { _mm_prefetch(static_cast<const char*>(from), _MM_HINT_T0); }
 
     struct Dot;
     struct BytesDot;
@@ -86,7 +85,7 @@ struct Avx512 {
     using Way = typename Ways<T>::way;
 };
 
-inline __m512bh load_bf16(const uint16_t* from) { return (__m512bh)_mm512_loadu_si512(from); }
+
 
 struct Avx512::Dot {
     using W = uint16_t;
@@ -159,8 +158,9 @@ struct Avx512::NibblesDot {
     static constexpr int tile_outputs = 2;
     struct Loaded { __m512bh value[4]; __m512 scale; };
     static Zero zero_of(uint32_t code) { return Zero(16 - code); }
-    static Loaded made(__m512i w, __m512 scale, __m512i shift) {
+    __attribute__((always_inline)) static Loaded made(__m512i w, __m512 scale, __m512i shift) {
         const __m512i table = _mm512_loadu_si512(number_table<C>.value), mask = _mm512_set1_epi16(15);
+        __asm__("" : "+v"(w));  // in a register: GCC would load it again for each shift, and each load waits for memory
         __m512i code[4] = {w, _mm512_srli_epi16(w, 4), _mm512_srli_epi16(w, 8), _mm512_srli_epi16(w, 12)};
         Loaded loaded;
         loaded.scale = scale;
@@ -190,8 +190,9 @@ struct Avx512::NibblesDot {
         return loaded(packed, _mm_maskz_loadu_ps(__mmask8((1 << left) - 1), scale), zero);
     }
     template <int O>
-    static void add_scaled(const Loaded* w, const X* x, Acc* acc) {
+    __attribute__((always_inline)) static void add_scaled(const Loaded* w, const X* x, Acc* acc) {
         __m512 part[O];
+#pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) {
             const __m512bh value = load_bf16(x + 32 * j);
             for (int o = 0; o < O; ++o) part[o] = _mm512_dpbf16_ps(j ? part[o] : _mm512_setzero_ps(), w[o].value[j], value);

@@ -11,6 +11,7 @@
 #include <cstring>
 
 #include "kernels.h"
+#include "numbers.h"
 
 namespace quintet {
 namespace {
@@ -19,20 +20,6 @@ template <int T>
 struct Element { using type = uint16_t; };
 template <>
 struct Element<FP32> { using type = float; };
-
-inline float bf16_to_float(uint16_t bits) {
-    uint32_t wide = uint32_t(bits) << 16;
-    float value;
-    std::memcpy(&value, &wide, 4);
-    return value;
-}
-
-inline uint16_t float_to_bf16(float value) {  // to nearest, ties to even
-    uint32_t bits;
-    std::memcpy(&bits, &value, 4);
-    if ((bits & 0x7fffffffu) > 0x7f800000u) return uint16_t((bits >> 16) | 0x40);  // NaN stays one
-    return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
 
 // Numbers in a mapped file may start anywhere: they are copied out byte by byte, which compilers turn into one load.
 template <class V, int T>
@@ -119,7 +106,7 @@ inline void matvec_block(const Matvec& m, int64_t output, Done done) {
     int64_t i = 0;
     for (; i < whole; i += Way::step) {
         for (int o = 0; o < O; ++o) {
-            V::prefetch(reinterpret_cast<const char*>(w[o] + i) + 8192);
+            ask_for(reinterpret_cast<const char*>(w[o] + i) + 8192);
             typename Way::Loaded loaded = Way::load(w[o] + i);
             for (int r = 0; r < R; ++r) acc[o][r] = Way::add(loaded, x + r * padded + i, acc[o][r]);
         }

@@ -12,6 +12,7 @@
 #include <immintrin.h>
 
 #include "entries.h"
+#include "one_row.h"
 
 namespace quintet {
 namespace {
@@ -211,7 +212,7 @@ struct Walk {
         // of the outputs that come next: as many lines as there are here
         const int64_t bytes = m.scale_type == POWERS ? 1 : m.scale_type == FP32 ? 4 : 2;
         const char* ahead = static_cast<const char*>(m.scales) + ((output + LANES) * m.count + index * LANES) * bytes;
-        for (int64_t i = 0; more && i < LANES * LANES * bytes; i += 64) _mm_prefetch(ahead + i, _MM_HINT_T0);
+        for (int64_t i = 0; more && i < LANES * LANES * bytes; i += 64) ask_for(ahead + i);
         transpose(rows);
         for (int o = 0; o < LANES; ++o) _mm512_store_si512(scale + o * LANES, rows[o]);
     }
@@ -249,7 +250,7 @@ struct Piece {
 #pragma GCC unroll 16
             for (int o = 0; o < LANES; ++o) {
                 words[o] = _mm512_loadu_si512(from + o * m.pitch);
-                _mm_prefetch(ahead + 64 * o, _MM_HINT_T0);
+                ask_for(ahead + 64 * o);
             }
         } else {
             const __mmask64 some = left < 64 ? (uint64_t(1) << left) - 1 : ~uint64_t(0);
@@ -460,7 +461,7 @@ void digits_range(const Digital& m, const Rows& rows, int64_t begin, int64_t end
     // what follows is asked for on the way, the first outputs here
     const auto* first = reinterpret_cast<const char*>(m.weight + begin * m.pitch);
     const int64_t at_once = LANES * m.pitch < 16384 ? LANES * m.pitch : 16384;
-    for (int64_t i = 0; i < at_once; i += 64) _mm_prefetch(first + i, _MM_HINT_T0);
+    for (int64_t i = 0; i < at_once; i += 64) ask_for(first + i);
     for (; begin < end; begin += LANES) {
         const int here = int(end - begin < LANES ? end - begin : LANES);
         if (rows.count == 1) one_row<C, D>(m, Row::at<D>(rows.at(0), m.blocks), begin, end, sums);
@@ -522,19 +523,33 @@ struct InBfloat16 {
     }
     template <class Done>
     static void product(const MxSource& from, const Rows& rows, int64_t begin, int64_t end, void* memory, Done done) {
-        grouped<V, Nibbles<MX>>(from, rows, begin, end, memory, done);
+        if (rows.count == 1) mxfp4_of_one_row<V, Nibbles<MX>>(from, rows.at(0), begin, end, done);
+        else grouped<V, Nibbles<MX>>(from, rows, begin, end, memory, done);
+    }
+    template <Code C, bool wide>
+    static void nibbles_of_one_row(const Integers& m, int64_t begin, int64_t end) {
+        auto done = [&](int64_t row, int64_t output, int64_t count, float* sums) { finish<V>(m, row, output, count, sums); };
+        const auto with = [&](const auto& scales) { integers_of_one_row<V, Nibbles<C>>(m, scales, begin, end, done); };
+        if (m.scale_type == FP32) with(GroupScales<FP32, wide, C == ZERO>(m));
+        else if (m.scale_type == BF16) with(GroupScales<BF16, wide, C == ZERO>(m));
+        else with(GroupScales<FP16, wide, C == ZERO>(m));
+    }
+    template <Code C>
+    static void nibbles(const Integers& m, int64_t begin, int64_t end, void* memory) {
+        if (m.rows == 1 && m.group % 128 == 0) nibbles_of_one_row<C, true>(m, begin, end);
+        else if (m.rows == 1 && m.group == BLOCK) nibbles_of_one_row<C, false>(m, begin, end);
+        else if (m.group % 128 == 0) integers_way<V, Nibbles<C, 4>>(m, begin, end, memory);
+        else integers_way<V, Nibbles<C>>(m, begin, end, memory);
     }
     static void integers(const Integers& m, int64_t begin, int64_t end, void* memory) {
         if (m.bits == 8) {
             channel<V, Bytes>(m, begin, end, memory, [&](int64_t row, int64_t output, int64_t count, float* sums) {
                 finish<V>(m, row, output, count, sums);
             });
-        } else if (m.group % 128 == 0) {
-            if (m.zeros) integers_way<V, Nibbles<ZERO, 4>>(m, begin, end, memory);
-            else integers_way<V, Nibbles<EIGHT, 4>>(m, begin, end, memory);
+        } else if (m.zeros) {
+            nibbles<ZERO>(m, begin, end, memory);
         } else {
-            if (m.zeros) integers_way<V, Nibbles<ZERO>>(m, begin, end, memory);
-            else integers_way<V, Nibbles<EIGHT>>(m, begin, end, memory);
+            nibbles<EIGHT>(m, begin, end, memory);
         }
     }
 };

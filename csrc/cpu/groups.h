@@ -15,12 +15,13 @@ namespace {
 constexpr int64_t BLOCK = 32;     // inputs that are scaled together; groups are one or more of these
 constexpr int64_t SEGMENT = 256;  // blocks whose scales are widened at a time: they stay in the first cache
 
-constexpr int64_t AHEAD = 8192;   // bytes of a weight that are asked for in advance; measured
+// Outputs that are computed at once: of one row four, as a sum waits for what was added to it before (measured).
+template <class V, int R>
+constexpr int outputs_at_once = R == 1 ? 4 : R * 2 <= V::sums ? 2 : 1;
 
-// Outputs that are computed at once. One row is limited by memory, and one stream in rising order is read fastest; but with
-// 4 bits short rows end before their sums do, and four outputs keep the arithmetic busy (measured).
-template <class V, int R, int bits>
-constexpr int outputs_at_once = R == 1 ? (bits == 4 ? 4 : 1) : R * 2 <= V::sums ? 2 : 1;
+// How many bytes ahead weights are asked for, of outputs of that many bytes each. Outputs that are computed at once lie
+// behind each other, in a block: asked for is what takes the place of the line in use in a block that follows (measured).
+inline int64_t lead_of(int64_t bytes, int outputs) { return round_up(5120, bytes * outputs); }
 
 // Formats: MXFP4's numbers, code - 8, code - zero, all of 4 bits; and bytes with a sign.
 enum Code { MX, EIGHT, ZERO, BYTES };
@@ -162,11 +163,6 @@ inline void prepare_rows(int activations, int64_t begin, int64_t end, const void
 
 // ---- where weights come from: `fill` widens the scales and zeros of some blocks of an output ---------------------
 
-template <class V>
-inline void prefetch_all(const void* from, int64_t bytes) {
-    for (int64_t i = 0; i < bytes; i += 64) V::prefetch(static_cast<const char*>(from) + i);
-}
-
 struct MxSource {
     const uint8_t *weight, *scales;
     int64_t count;  // blocks of an output
@@ -174,8 +170,7 @@ struct MxSource {
     void fill(int64_t output, int64_t first, int64_t here, float* scale, typename Way::Zero*) const {
         V::powers(scales + output * count + first, here, scale);
     }
-    template <class V>
-    void ahead(int64_t output) const { prefetch_all<V>(scales + output * count, count); }
+    void ahead(int64_t output) const { ask_for_all(scales + output * count, count); }
 };
 
 template <class V, int T>
@@ -234,17 +229,27 @@ struct IntegerSource {
             }
         }
     }
-    template <class V>
     void ahead(int64_t output) const {
         const int64_t bytes = groups * (m.scale_type == FP32 ? 4 : 2);
-        prefetch_all<V>(static_cast<const char*>(m.scales) + output * bytes, bytes);
+        ask_for_all(static_cast<const char*>(m.scales) + output * bytes, bytes);
     }
 };
 
 // ---- products ----------------------------------------------------------------------------------------------------
 
-template <class V, class Way, int R, int O, class Source, class Done>
-inline void grouped_block(const Source& from, const Rows& rows, int64_t output, Done done) {
+constexpr int64_t TOGETHER = 32;  // outputs that are handed on at a time, of few rows
+
+// Sums of a row and O outputs: four at once in a shorter way.
+template <class V, int O, class Acc>
+inline void sums_of(const Acc* acc, float* sums) {
+    if (O == 4) V::sum4(acc, sums);
+    else
+        for (int o = 0; o < O; ++o) sums[o] = V::sum(acc[o]);
+}
+
+// Sums of R rows and the outputs from `output` on; those of a row are TOGETHER apart.
+template <class V, class Way, int R, int O, class Source>
+inline void grouped_block(const Source& from, const Rows& rows, int64_t output, int64_t lead, float* sums) {
     constexpr int64_t bytes = BLOCK * Way::bits / 8;
     const int64_t count = from.count;
     const typename Way::X* x[R];
@@ -262,34 +267,39 @@ inline void grouped_block(const Source& from, const Rows& rows, int64_t output, 
         const int64_t here = count - first < SEGMENT ? count - first : SEGMENT, whole = here / Way::blocks * Way::blocks;
         for (int o = 0; o < O; ++o) from.template fill<V, Way>(output + o, first, here, scale[o], zero[o]);
         if (!first)
-            for (int o = 0; o < O; ++o) from.template ahead<V>(output + O + o);
+            for (int o = 0; o < O; ++o) from.ahead(output + O + o);
         for (int64_t i = 0; i < whole; i += Way::blocks) {
+            const int64_t at = (first + i) * bytes;
             for (int o = 0; o < O; ++o) {
-                V::prefetch(w[o] + (first + i) * bytes + AHEAD);
-                loaded[o] = Way::load(w[o] + (first + i) * bytes, scale[o] + i / Way::unit, zero[o] + (Way::zeros ? i / Way::unit : 0));
+                if (at % 64 == 0) ask_for(w[o] + at + lead);
+                loaded[o] = Way::load(w[o] + at, scale[o] + i / Way::unit, zero[o] + (Way::zeros ? i / Way::unit : 0));
             }
             for (int r = 0; r < R; ++r) Way::template add_scaled<O>(loaded, x[r] + (first + i) * BLOCK, acc[r]);
         }
         if (whole < here) {
-            for (int o = 0; o < O; ++o)
-                loaded[o] = Way::load_tail(w[o] + (first + whole) * bytes, scale[o] + whole, zero[o] + (Way::zeros ? whole : 0),
-                                           here - whole);
+            const int64_t at = (first + whole) * bytes;
+            for (int o = 0; o < O; ++o) {
+                ask_for(w[o] + at + lead);
+                loaded[o] = Way::load_tail(w[o] + at, scale[o] + whole, zero[o] + (Way::zeros ? whole : 0), here - whole);
+            }
             for (int r = 0; r < R; ++r) Way::template add_scaled<O>(loaded, x[r] + (first + whole) * BLOCK, acc[r]);
         }
     }
-    for (int o = 0; o < O; ++o)
-        for (int r = 0; r < R; ++r) {
-            float sum = V::sum(acc[r][o]);
-            done(r, output + o, 1, &sum);
-        }
+    for (int r = 0; r < R; ++r) sums_of<V, O>(acc[r], sums + r * TOGETHER);
 }
 
 template <class V, class Way, int R, class Source, class Done>
 inline void grouped_range(const Source& from, const Rows& rows, int64_t begin, int64_t end, Done done) {
-    constexpr int O = outputs_at_once<V, R, Way::bits>;
-    int64_t output = begin;
-    for (; output + O <= end; output += O) grouped_block<V, Way, R, O>(from, rows, output, done);
-    for (; output < end; ++output) grouped_block<V, Way, R, 1>(from, rows, output, done);
+    constexpr int O = outputs_at_once<V, R>;
+    const int64_t lead = lead_of(from.count * BLOCK * Way::bits / 8, O);
+    float sums[R * TOGETHER];
+    for (; begin < end; begin += TOGETHER) {
+        const int64_t here = end - begin < TOGETHER ? end - begin : TOGETHER;
+        int64_t o = 0;
+        for (; o + O <= here; o += O) grouped_block<V, Way, R, O>(from, rows, begin + o, lead, sums + o);
+        for (; o < here; ++o) grouped_block<V, Way, R, 1>(from, rows, begin + o, lead, sums + o);
+        for (int r = 0; r < R; ++r) done(r, begin, here, sums + r * TOGETHER);
+    }
 }
 
 template <class V, class Way, class Source, class Done>
@@ -313,48 +323,53 @@ void grouped(const Source& from, const Rows& rows, int64_t begin, int64_t end, v
 }
 
 // 8 bits with one scale for an output: it multiplies the whole sum, and inputs need not be a multiple of a block.
-template <class V, class Way, int R, int O, class Done>
-inline void channel_block(const Integers& m, int64_t output, Done done) {
+template <class V, class Way, int R, int O>
+inline void channel_block(const Integers& m, int64_t output, int64_t lead, float* sums) {
     const int64_t padded = row_stride<Way>(m.inputs), whole = m.inputs / BLOCK * BLOCK;
     const auto* x = static_cast<const typename Way::X*>(m.prepared);
     const uint8_t* w[O];
-    typename Way::Acc acc[O][R];
+    typename Way::Acc acc[R][O];
     typename Way::Values loaded[O];
     for (int o = 0; o < O; ++o) {
         w[o] = m.weight + (output + o) * m.inputs;
-        for (int r = 0; r < R; ++r) acc[o][r] = V::zero();
+        for (int r = 0; r < R; ++r) acc[r][o] = V::zero();
     }
     for (int64_t i = 0; i < whole; i += BLOCK) {
         for (int o = 0; o < O; ++o) {
-            V::prefetch(w[o] + i + AHEAD);
+            if (i % 64 == 0) ask_for(w[o] + i + lead);
             loaded[o] = Way::load(w[o] + i);
         }
         for (int r = 0; r < R; ++r)
-            for (int o = 0; o < O; ++o) acc[o][r] = Way::add(loaded[o], x + r * padded + i, acc[o][r]);
+            for (int o = 0; o < O; ++o) acc[r][o] = Way::add(loaded[o], x + r * padded + i, acc[r][o]);
     }
     if (whole < m.inputs) {
         for (int o = 0; o < O; ++o) {
+            ask_for(w[o] + whole + lead);
             uint8_t rest[BLOCK] = {};
             std::memcpy(rest, w[o] + whole, size_t(m.inputs - whole));
             loaded[o] = Way::load(rest);
-            for (int r = 0; r < R; ++r) acc[o][r] = Way::add(loaded[o], x + r * padded + whole, acc[o][r]);
+            for (int r = 0; r < R; ++r) acc[r][o] = Way::add(loaded[o], x + r * padded + whole, acc[r][o]);
         }
     }
-    for (int o = 0; o < O; ++o) {
-        const float scale = widen_any<V>(m.scale_type, m.scales, output + o);
-        for (int r = 0; r < R; ++r) {
-            float sum = V::sum(acc[o][r]) * scale;
-            done(r, output + o, 1, &sum);
-        }
-    }
+    for (int r = 0; r < R; ++r) sums_of<V, O>(acc[r], sums + r * TOGETHER);
 }
 
 template <class V, class Way, int R, class Done>
 inline void channel_range(const Integers& m, int64_t begin, int64_t end, Done done) {
-    constexpr int O = outputs_at_once<V, R, 8>;
-    int64_t output = begin;
-    for (; output + O <= end; output += O) channel_block<V, Way, R, O>(m, output, done);
-    for (; output < end; ++output) channel_block<V, Way, R, 1>(m, output, done);
+    constexpr int O = outputs_at_once<V, R>;
+    const int64_t lead = lead_of(m.inputs, O);
+    float sums[R * TOGETHER], scales[TOGETHER];
+    for (; begin < end; begin += TOGETHER) {
+        const int64_t here = end - begin < TOGETHER ? end - begin : TOGETHER;
+        int64_t o = 0;
+        for (; o + O <= here; o += O) channel_block<V, Way, R, O>(m, begin + o, lead, sums + o);
+        for (; o < here; ++o) channel_block<V, Way, R, 1>(m, begin + o, lead, sums + o);
+        widen_scales<V>(m.scale_type, m.scales, begin, here, scales);
+        for (int r = 0; r < R; ++r) {
+            for (o = 0; o < here; ++o) sums[r * TOGETHER + o] *= scales[o];
+            done(r, begin, here, sums + r * TOGETHER);
+        }
+    }
 }
 
 template <class V, class Way, class Done>
@@ -435,6 +450,15 @@ void packed_of(const Packed& m, int64_t begin, int64_t end, void* memory) {
 
 // ---- routed experts ----------------------------------------------------------------------------------------------
 
+// Gates and ups stand in turn. As clamping in torch does, a NaN stays one.
+inline void swiglu(const float* sums, int64_t count, float alpha, float limit, float* to) {
+    for (int64_t i = 0; i < count; ++i) {
+        const float gate = sums[2 * i] > limit ? limit : sums[2 * i], given = sums[2 * i + 1];
+        const float up = given > limit ? limit : given < -limit ? -limit : given;
+        to[i] = (up + 1) * gate / (1 + exponential(-alpha * gate));
+    }
+}
+
 // Choices are sorted by expert; a product is one of an expert's weights and all rows that chose it.
 template <class V, class Ways, int T>
 void experts_inner_of(const Experts& m, int64_t begin, int64_t end, void* memory) {
@@ -442,22 +466,13 @@ void experts_inner_of(const Experts& m, int64_t begin, int64_t end, void* memory
     while (begin < end) {
         const int64_t asked = begin / m.inner, first = begin % m.inner;
         const int64_t last = end - begin < m.inner - first ? first + (end - begin) : m.inner;
-        const int64_t start = m.starts[asked], weights = m.asked[asked] * 2 * m.inner;  // gates and ups stand in turn
+        const int64_t start = m.starts[asked], weights = m.asked[asked] * 2 * m.inner;
         const MxSource from{m.gate_up_blocks + weights * groups * GROUP_BYTES, m.gate_up_scales + weights * groups, groups};
         const Rows rows{m.prepared, int64_t(Ways::bytes(m.hidden)), m.rows_of + start, m.starts[asked + 1] - start};
-        float gates[FEW_ROWS];
-        auto swiglu = [&](int64_t row, int64_t output, float gate, float up) {
-            // as clamping in torch does, a NaN stays one
-            gate = gate > m.limit ? m.limit : gate;
-            up = up > m.limit ? m.limit : up < -m.limit ? -m.limit : up;
-            m.values[(start + row) * m.inner + output / 2] = (up + 1) * gate / (1 + std::exp(-m.alpha * gate));
-        };
         Ways::product(from, rows, 2 * first, 2 * last, memory, [&](int64_t row, int64_t output, int64_t count, float* sums) {
+            ask_for(static_cast<const char*>(m.gate_up_bias) + (weights + output + 2 * count) * int64_t(sizeof(typename Element<T>::type)));
             for (int64_t i = 0; i < count; ++i) sums[i] += widen<V, T>(m.gate_up_bias, weights + output + i);
-            if (count == 1 && output % 2) swiglu(row, output, gates[row], sums[0]);
-            else if (count == 1) gates[row] = sums[0];
-            else
-                for (int64_t i = 0; i + 1 < count; i += 2) swiglu(row, output + i, sums[i], sums[i + 1]);
+            swiglu(sums, count / 2, m.alpha, m.limit, m.values + (start + row) * m.inner + output / 2);
         });
         begin += last - first;
     }

@@ -10,32 +10,19 @@
 #include <cstring>
 
 #include "blocks.h"
+#include "numbers.h"
 
 namespace quintet {
 namespace {
 
 constexpr int64_t LANES = 16;
 
-inline float from_bf16(uint16_t bits) {
-    const uint32_t wide = uint32_t(bits) << 16;
-    float value;
-    std::memcpy(&value, &wide, 4);
-    return value;
-}
-
-inline uint16_t to_bf16(float value) {  // to nearest, ties to even; NaN stays one
-    uint32_t bits;
-    std::memcpy(&bits, &value, 4);
-    const uint16_t rounded = uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-    return (bits & 0x7fffffffu) > 0x7f800000u ? uint16_t((bits >> 16) | 0x40) : rounded;
-}
-
 void widen_all(int type, const void* from, float* to, int64_t count) {
     if (type == FP32) {
         std::memcpy(to, from, size_t(count) * 4);
     } else if (type == BF16) {
         const Loose16* bits = static_cast<const Loose16*>(from);
-        for (int64_t i = 0; i < count; ++i) to[i] = from_bf16(bits[i]);
+        for (int64_t i = 0; i < count; ++i) to[i] = bf16_to_float(bits[i]);
     } else {
         widen_fp16(static_cast<const Loose16*>(from), to, count);
     }
@@ -46,7 +33,7 @@ void narrow_all(int type, const float* from, void* to, int64_t count) {
         std::memcpy(to, from, size_t(count) * 4);
     } else if (type == BF16) {
         Loose16* bits = static_cast<Loose16*>(to);
-        for (int64_t i = 0; i < count; ++i) bits[i] = to_bf16(from[i]);
+        for (int64_t i = 0; i < count; ++i) bits[i] = float_to_bf16(from[i]);
     } else {
         narrow_fp16(from, static_cast<Loose16*>(to), count);
     }
@@ -55,7 +42,7 @@ void narrow_all(int type, const float* from, void* to, int64_t count) {
 inline float number(int type, const void* from, int64_t index) {
     if (type == FP32) return static_cast<const Loose32*>(from)[index];
     const uint16_t bits = static_cast<const Loose16*>(from)[index];
-    return type == BF16 ? from_bf16(bits) : from_fp16(bits);
+    return type == BF16 ? bf16_to_float(bits) : from_fp16(bits);
 }
 
 void add_all(int type, const void* from, float* to, int64_t count) {
@@ -64,7 +51,7 @@ void add_all(int type, const void* from, float* to, int64_t count) {
         for (int64_t i = 0; i < count; ++i) to[i] += other[i];
     } else if (type == BF16) {
         const Loose16* bits = static_cast<const Loose16*>(from);
-        for (int64_t i = 0; i < count; ++i) to[i] += from_bf16(bits[i]);
+        for (int64_t i = 0; i < count; ++i) to[i] += bf16_to_float(bits[i]);
     } else {
         const Loose16* bits = static_cast<const Loose16*>(from);
         for (int64_t i = 0; i < count; ++i) to[i] += from_fp16(bits[i]);
@@ -134,26 +121,6 @@ inline float product_of(const float* a, const float* b, int64_t count) {
     for (; i + LANES <= count; i += LANES) sum += load<FP32>(a + i) * load<FP32>(b + i);
     if (i < count) sum += rest_of(a + i, count - i) * rest_of(b + i, count - i);
     return together(sum);
-}
-
-// e^x to 2 in the last place: x = n ln 2 + r, the series of e^r to its seventh term, and n into the exponent.
-inline float exponential(float x) {
-    x = x > -87.0f ? x : -87.0f;
-    x = x < 88.0f ? x : 88.0f;
-    const float n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;  // to the nearest whole number
-    float r = fused(n, -0.693359375f, x);
-    r = fused(n, 2.12194440e-4f, r);
-    float p = 1.9875691500e-4f;
-    p = fused(p, r, 1.3981999507e-3f);
-    p = fused(p, r, 8.3334519073e-3f);
-    p = fused(p, r, 4.1665795894e-2f);
-    p = fused(p, r, 1.6666665459e-1f);
-    p = fused(p, r, 5.0000001201e-1f);
-    p = fused(p, r * r, r) + 1.0f;
-    const int32_t power = (int32_t(n) + 127) << 23;
-    float scale;
-    std::memcpy(&scale, &power, 4);
-    return p * scale;
 }
 
 inline float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
@@ -286,8 +253,8 @@ void encode_all(const float* x, int64_t count, void* to) {
             most = size > most || size != size ? size : most;
             if (most != most) break;
         }
-        const uint16_t bits = to_bf16(most / 127.0f);
-        const float scale = from_bf16(bits);
+        const uint16_t bits = float_to_bf16(most / 127.0f);
+        const float scale = bf16_to_float(bits);
         *scales++ = bits;
         for (int64_t i = begin; i < end; ++i) {
             float code = scale > 0 ? x[i] / scale : 0.0f;
@@ -299,7 +266,7 @@ void encode_all(const float* x, int64_t count, void* to) {
 }
 
 inline float scale_of(const char* stored, int64_t head, int64_t group) {
-    return from_bf16(reinterpret_cast<const Loose16*>(stored + head)[group]);
+    return bf16_to_float(reinterpret_cast<const Loose16*>(stored + head)[group]);
 }
 
 // Numbers of a head of any type in float32.

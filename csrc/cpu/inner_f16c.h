@@ -8,7 +8,6 @@
 namespace quintet {
 namespace {
 
-inline float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 inline float from_fp16(uint16_t bits) { return _cvtsh_ss(bits); }
 
 inline void widen_fp16(const Loose16* from, float* to, int64_t count) {

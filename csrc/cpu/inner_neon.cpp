@@ -9,7 +9,6 @@
 namespace quintet {
 namespace {
 
-inline float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 
 inline float from_fp16(uint16_t bits) {
     __fp16 half;

@@ -7,7 +7,6 @@
 namespace quintet {
 namespace {
 
-inline float fused(float a, float b, float c) { return a * b + c; }
 
 inline float from_fp16(uint16_t bits) {
     const uint32_t sign = uint32_t(bits & 0x8000) << 16, exponent = (bits >> 10) & 31, mantissa = bits & 1023;

@@ -83,7 +83,6 @@ struct Neon {
         widen_bytes(vreinterpretq_s8_u8(vshrq_n_u8(packed, 4)), to + 2);
         for (int i = 0; i < 4; ++i) to[i] = {vsubq_f32(to[i].low, zero.low), vsubq_f32(to[i].high, zero.high)};
     }
-    static void prefetch(const void* from) { __builtin_prefetch(from); }
     template <int T>
     using Way = Widened<Neon, T>;
 };

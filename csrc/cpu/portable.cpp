@@ -89,7 +89,6 @@ struct Portable {
             to[2 + i / width].lane[i % width] = float(from[i] >> 4) - zero.lane[0];
         }
     }
-    static void prefetch(const void*) {}
     template <int T>
     using Way = Widened<Portable, T>;
 };
