@@ -19,9 +19,17 @@ constexpr int64_t SEGMENT = 256;  // blocks whose scales are widened at a time: 
 template <class V, int R>
 constexpr int outputs_at_once = R == 1 ? 4 : R * 2 <= V::sums ? 2 : 1;
 
-// How many bytes ahead weights are asked for, of outputs of that many bytes each. Outputs that are computed at once lie
-// behind each other, in a block: asked for is what takes the place of the line in use in a block that follows (measured).
-inline int64_t lead_of(int64_t bytes, int outputs) { return round_up(5120, bytes * outputs); }
+// Outputs that are computed at once lie behind each other, in a block. Memory is fastest when lines are asked for in their
+// order, and by the time they are used somewhat more than a block must have been asked for (measured).
+struct Ahead {
+    int64_t lead;
+    Ahead(int64_t bytes, int outputs) : lead(bytes * outputs + 2048 > 7168 ? bytes * outputs + 2048 : 7168) {}
+    // While 64 bytes at `at` of output o, of O that begin at w, are used.
+    template <int O>
+    __attribute__((always_inline)) void ask(const uint8_t* w, int64_t at, int o) const {
+        ask_for(reinterpret_cast<const char*>(w) + lead + O * at + 64 * o);
+    }
+};
 
 // Formats: MXFP4's numbers, code - 8, code - zero, all of 4 bits; and bytes with a sign.
 enum Code { MX, EIGHT, ZERO, BYTES };
@@ -249,7 +257,7 @@ inline void sums_of(const Acc* acc, float* sums) {
 
 // Sums of R rows and the outputs from `output` on; those of a row are TOGETHER apart.
 template <class V, class Way, int R, int O, class Source>
-inline void grouped_block(const Source& from, const Rows& rows, int64_t output, int64_t lead, float* sums) {
+inline void grouped_block(const Source& from, const Rows& rows, int64_t output, const Ahead& ahead, float* sums) {
     constexpr int64_t bytes = BLOCK * Way::bits / 8;
     const int64_t count = from.count;
     const typename Way::X* x[R];
@@ -271,7 +279,7 @@ inline void grouped_block(const Source& from, const Rows& rows, int64_t output, 
         for (int64_t i = 0; i < whole; i += Way::blocks) {
             const int64_t at = (first + i) * bytes;
             for (int o = 0; o < O; ++o) {
-                if (at % 64 == 0) ask_for(w[o] + at + lead);
+                if (at % 64 == 0) ahead.ask<O>(w[0], at, o);
                 loaded[o] = Way::load(w[o] + at, scale[o] + i / Way::unit, zero[o] + (Way::zeros ? i / Way::unit : 0));
             }
             for (int r = 0; r < R; ++r) Way::template add_scaled<O>(loaded, x[r] + (first + i) * BLOCK, acc[r]);
@@ -279,7 +287,7 @@ inline void grouped_block(const Source& from, const Rows& rows, int64_t output, 
         if (whole < here) {
             const int64_t at = (first + whole) * bytes;
             for (int o = 0; o < O; ++o) {
-                ask_for(w[o] + at + lead);
+                ahead.ask<O>(w[0], at, o);
                 loaded[o] = Way::load_tail(w[o] + at, scale[o] + whole, zero[o] + (Way::zeros ? whole : 0), here - whole);
             }
             for (int r = 0; r < R; ++r) Way::template add_scaled<O>(loaded, x[r] + (first + whole) * BLOCK, acc[r]);
@@ -291,13 +299,13 @@ inline void grouped_block(const Source& from, const Rows& rows, int64_t output, 
 template <class V, class Way, int R, class Source, class Done>
 inline void grouped_range(const Source& from, const Rows& rows, int64_t begin, int64_t end, Done done) {
     constexpr int O = outputs_at_once<V, R>;
-    const int64_t lead = lead_of(from.count * BLOCK * Way::bits / 8, O);
+    const Ahead ahead(from.count * BLOCK * Way::bits / 8, O);
     float sums[R * TOGETHER];
     for (; begin < end; begin += TOGETHER) {
         const int64_t here = end - begin < TOGETHER ? end - begin : TOGETHER;
         int64_t o = 0;
-        for (; o + O <= here; o += O) grouped_block<V, Way, R, O>(from, rows, begin + o, lead, sums + o);
-        for (; o < here; ++o) grouped_block<V, Way, R, 1>(from, rows, begin + o, lead, sums + o);
+        for (; o + O <= here; o += O) grouped_block<V, Way, R, O>(from, rows, begin + o, ahead, sums + o);
+        for (; o < here; ++o) grouped_block<V, Way, R, 1>(from, rows, begin + o, ahead, sums + o);
         for (int r = 0; r < R; ++r) done(r, begin, here, sums + r * TOGETHER);
     }
 }
@@ -324,7 +332,7 @@ void grouped(const Source& from, const Rows& rows, int64_t begin, int64_t end, v
 
 // 8 bits with one scale for an output: it multiplies the whole sum, and inputs need not be a multiple of a block.
 template <class V, class Way, int R, int O>
-inline void channel_block(const Integers& m, int64_t output, int64_t lead, float* sums) {
+inline void channel_block(const Integers& m, int64_t output, const Ahead& ahead, float* sums) {
     const int64_t padded = row_stride<Way>(m.inputs), whole = m.inputs / BLOCK * BLOCK;
     const auto* x = static_cast<const typename Way::X*>(m.prepared);
     const uint8_t* w[O];
@@ -336,7 +344,7 @@ inline void channel_block(const Integers& m, int64_t output, int64_t lead, float
     }
     for (int64_t i = 0; i < whole; i += BLOCK) {
         for (int o = 0; o < O; ++o) {
-            if (i % 64 == 0) ask_for(w[o] + i + lead);
+            if (i % 64 == 0) ahead.ask<O>(w[0], i, o);
             loaded[o] = Way::load(w[o] + i);
         }
         for (int r = 0; r < R; ++r)
@@ -344,7 +352,7 @@ inline void channel_block(const Integers& m, int64_t output, int64_t lead, float
     }
     if (whole < m.inputs) {
         for (int o = 0; o < O; ++o) {
-            ask_for(w[o] + whole + lead);
+            ahead.ask<O>(w[0], whole, o);
             uint8_t rest[BLOCK] = {};
             std::memcpy(rest, w[o] + whole, size_t(m.inputs - whole));
             loaded[o] = Way::load(rest);
@@ -357,13 +365,13 @@ inline void channel_block(const Integers& m, int64_t output, int64_t lead, float
 template <class V, class Way, int R, class Done>
 inline void channel_range(const Integers& m, int64_t begin, int64_t end, Done done) {
     constexpr int O = outputs_at_once<V, R>;
-    const int64_t lead = lead_of(m.inputs, O);
+    const Ahead ahead(m.inputs, O);
     float sums[R * TOGETHER], scales[TOGETHER];
     for (; begin < end; begin += TOGETHER) {
         const int64_t here = end - begin < TOGETHER ? end - begin : TOGETHER;
         int64_t o = 0;
-        for (; o + O <= here; o += O) channel_block<V, Way, R, O>(m, begin + o, lead, sums + o);
-        for (; o < here; ++o) channel_block<V, Way, R, 1>(m, begin + o, lead, sums + o);
+        for (; o + O <= here; o += O) channel_block<V, Way, R, O>(m, begin + o, ahead, sums + o);
+        for (; o < here; ++o) channel_block<V, Way, R, 1>(m, begin + o, ahead, sums + o);
         widen_scales<V>(m.scale_type, m.scales, begin, here, scales);
         for (int r = 0; r < R; ++r) {
             for (o = 0; o < here; ++o) sums[r * TOGETHER + o] *= scales[o];

@@ -107,7 +107,8 @@ struct OneRow {
     const uint16_t* x;
     const uint8_t* weight;
     int64_t blocks;
-    int64_t pitch = blocks * GROUP_BYTES, lead = lead_of(pitch, 4);
+    int64_t pitch = blocks * GROUP_BYTES;
+    Ahead ahead{pitch, 4};
 };
 
 // Sums of outputs from `output` on, O at once; what is left of `count` is given back.
@@ -126,7 +127,7 @@ __attribute__((noinline)) int64_t outputs_of_one_row(const OneRow& of, const Sca
 #pragma GCC unroll 4
             for (int o = 0; o < O; ++o) {
                 const uint8_t* at = w + o * m.pitch + block * GROUP_BYTES;
-                ask_for(at + m.lead);
+                m.ahead.template ask<O>(w, block * GROUP_BYTES, o);
                 const auto loaded = Way::made(load(at), scales.scale(output + o, block, here), scales.shift(output + o, block, here));
                 __m512 part = _mm512_setzero_ps();
 #pragma GCC unroll 4
