@@ -22,7 +22,7 @@ struct Avx2 {
         __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
         return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
     }
-    static void sum4(const vec* a, float* to) {
+    QUINTET_INLINED static void sum4(const vec* a, float* to) {
         for (int i = 0; i < 4; ++i) to[i] = sum(a[i]);
     }
     static float half_to_float(uint16_t bits) { return _cvtsh_ss(bits); }

@@ -25,7 +25,7 @@ struct Avx512 {
         return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
     }
     // The same sums, of four at once.
-    __attribute__((always_inline)) static void sum4(const vec* a, float* to) {
+    QUINTET_INLINED static void sum4(const vec* a, float* to) {
         const __m512 first = _mm512_add_ps(_mm512_shuffle_f32x4(a[0], a[1], 0x44), _mm512_shuffle_f32x4(a[0], a[1], 0xee));
         const __m512 second = _mm512_add_ps(_mm512_shuffle_f32x4(a[2], a[3], 0x44), _mm512_shuffle_f32x4(a[2], a[3], 0xee));
         const __m512 four = _mm512_add_ps(_mm512_shuffle_f32x4(first, second, 0x88), _mm512_shuffle_f32x4(first, second, 0xdd));
@@ -158,7 +158,7 @@ struct Avx512::NibblesDot {
     static constexpr int tile_outputs = 2;
     struct Loaded { __m512bh value[4]; __m512 scale; };
     static Zero zero_of(uint32_t code) { return Zero(16 - code); }
-    __attribute__((always_inline)) static Loaded made(__m512i w, __m512 scale, __m512i shift) {
+    QUINTET_INLINED static Loaded made(__m512i w, __m512 scale, __m512i shift) {
         const __m512i table = _mm512_loadu_si512(number_table<C>.value), mask = _mm512_set1_epi16(15);
         __asm__("" : "+v"(w));  // in a register: GCC would load it again for each shift, and each load waits for memory
         __m512i code[4] = {w, _mm512_srli_epi16(w, 4), _mm512_srli_epi16(w, 8), _mm512_srli_epi16(w, 12)};
@@ -190,7 +190,7 @@ struct Avx512::NibblesDot {
         return loaded(packed, _mm_maskz_loadu_ps(__mmask8((1 << left) - 1), scale), zero);
     }
     template <int O>
-    __attribute__((always_inline)) static void add_scaled(const Loaded* w, const X* x, Acc* acc) {
+    QUINTET_INLINED static void add_scaled(const Loaded* w, const X* x, Acc* acc) {
         __m512 part[O];
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) {

@@ -98,27 +98,28 @@ inline void matvec_block(const Matvec& m, int64_t output, Done done) {
     const auto* x = static_cast<const typename Way::X*>(m.prepared);
     const typename Way::W* w[O];
     typename Way::Acc acc[O][R];
-    for (int o = 0; o < O; ++o) {
+    each<O>([&](auto o) QUINTET_INLINED {
         w[o] = static_cast<const typename Way::W*>(m.weight) + (output + o) * m.weight_stride;
-        for (int r = 0; r < R; ++r) acc[o][r] = V::zero();
-    }
+        each<R>([&](auto r) QUINTET_INLINED { acc[o][r] = V::zero(); });
+    });
     const int64_t whole = m.inputs / Way::step * Way::step;
     int64_t i = 0;
     for (; i < whole; i += Way::step) {
-        for (int o = 0; o < O; ++o) {
+        each<O>([&](auto o) QUINTET_INLINED {
             ask_for(reinterpret_cast<const char*>(w[o] + i) + 8192);
-            typename Way::Loaded loaded = Way::load(w[o] + i);
-            for (int r = 0; r < R; ++r) acc[o][r] = Way::add(loaded, x + r * padded + i, acc[o][r]);
-        }
+            const typename Way::Loaded loaded = Way::load(w[o] + i);
+            each<R>([&](auto r) QUINTET_INLINED { acc[o][r] = Way::add(loaded, x + r * padded + i, acc[o][r]); });
+        });
     }
     if (i < m.inputs) {
-        for (int o = 0; o < O; ++o) {
-            typename Way::Loaded loaded = Way::load_tail(w[o] + i, m.inputs - i);
-            for (int r = 0; r < R; ++r) acc[o][r] = Way::add(loaded, x + r * padded + i, acc[o][r]);
-        }
+        each<O>([&](auto o) QUINTET_INLINED {
+            const typename Way::Loaded loaded = Way::load_tail(w[o] + i, m.inputs - i);
+            each<R>([&](auto r) QUINTET_INLINED { acc[o][r] = Way::add(loaded, x + r * padded + i, acc[o][r]); });
+        });
     }
-    for (int o = 0; o < O; ++o)
-        for (int r = 0; r < R; ++r) done(r, output + o, V::sum(acc[o][r]));
+    each<O>([&](auto o) QUINTET_INLINED {
+        each<R>([&](auto r) QUINTET_INLINED { done(r, output + o, V::sum(acc[o][r])); });
+    });
 }
 
 template <class V, class Way, int T, int R>

@@ -130,7 +130,7 @@ void digits_rows(int64_t begin, int64_t end, const void* x, int64_t stride, int6
 // ---- weights -----------------------------------------------------------------------------------------------------
 
 // 16 vectors of 16 words of 32 bits: words become vectors.
-__attribute__((always_inline)) inline void transpose(__m512i* v) {
+QUINTET_INLINED inline void transpose(__m512i* v) {
     __m512i t[16];
 #pragma GCC unroll 8
     for (int i = 0; i < 16; i += 2) {
@@ -239,7 +239,7 @@ template <Code C>
 struct Piece {
     static constexpr int blocks = C == BYTES ? 2 : 4;
     __m512i words[LANES];
-    __attribute__((always_inline)) Piece(const Walk<C>& walk, int64_t first) {
+    QUINTET_INLINED Piece(const Walk<C>& walk, int64_t first) {
         const Digital& m = walk.m;
         const int lanes = walk.lanes;
         const int64_t at = first / blocks * 64, left = m.pitch - at;
@@ -259,7 +259,7 @@ struct Piece {
         transpose(words);
     }
     // Eight vectors of bytes of a block of this piece.
-    __attribute__((always_inline)) void unpack(int block, __m512i* to) const {
+    QUINTET_INLINED void unpack(int block, __m512i* to) const {
         if (C == BYTES) {
 #pragma GCC unroll 8
             for (int j = 0; j < 8; ++j) to[j] = _mm512_xor_si512(words[8 * block + j], _mm512_set1_epi8(-128));
@@ -290,7 +290,7 @@ template <Code C, int D>
 __attribute__((noinline)) void one_row(const Digital& m, const Row& x, int64_t output, int64_t end, float* sums) {
     __m512 acc = _mm512_setzero_ps();
     Walk<C> walk(m, output, end);
-    auto add = [&](const Piece<C>& piece, int k, int64_t block) __attribute__((always_inline)) {
+    auto add = [&](const Piece<C>& piece, int k, int64_t block) QUINTET_INLINED {
         __m512i bytes[8];
         piece.unpack(k, bytes);
         walk.next();

@@ -26,7 +26,7 @@ struct Ahead {
     Ahead(int64_t bytes, int outputs) : lead(bytes * outputs + 2048 > 7168 ? bytes * outputs + 2048 : 7168) {}
     // While 64 bytes at `at` of output o, of O that begin at w, are used.
     template <int O>
-    __attribute__((always_inline)) void ask(const uint8_t* w, int64_t at, int o) const {
+    QUINTET_INLINED void ask(const uint8_t* w, int64_t at, int o) const {
         ask_for(reinterpret_cast<const char*>(w) + lead + O * at + 64 * o);
     }
 };
@@ -247,12 +247,13 @@ struct IntegerSource {
 
 constexpr int64_t TOGETHER = 32;  // outputs that are handed on at a time, of few rows
 
-// Sums of a row and O outputs: four at once in a shorter way.
-template <class V, int O, class Acc>
-inline void sums_of(const Acc* acc, float* sums) {
-    if (O == 4) V::sum4(acc, sums);
-    else
-        for (int o = 0; o < O; ++o) sums[o] = V::sum(acc[o]);
+// Writes the sums of R rows and O outputs; those of a row are `apart`.
+template <class V, int R, int O, class Acc>
+QUINTET_INLINED inline void write_sums(const Acc (&acc)[R][O], float* sums, int64_t apart) {
+    each<R>([&](auto r) QUINTET_INLINED {
+        if constexpr (O == 4) V::sum4(acc[r], sums + r * apart);
+        else each<O>([&](auto o) QUINTET_INLINED { sums[r * apart + o] = V::sum(acc[r][o]); });
+    });
 }
 
 // Sums of R rows and the outputs from `output` on; those of a row are TOGETHER apart.
@@ -266,34 +267,35 @@ inline void grouped_block(const Source& from, const Rows& rows, int64_t output, 
     float scale[O][SEGMENT];
     typename Way::Zero zero[O][Way::zeros ? SEGMENT : 1] = {};
     typename Way::Acc acc[R][O];
-    typename Way::Loaded loaded[O];
-    for (int o = 0; o < O; ++o) {
+    each<O>([&](auto o) QUINTET_INLINED {
         w[o] = from.weight + (output + o) * count * bytes;
-        for (int r = 0; r < R; ++r) acc[r][o] = V::zero();
-    }
+        each<R>([&](auto r) QUINTET_INLINED { acc[r][o] = V::zero(); });
+    });
     for (int64_t first = 0; first < count; first += SEGMENT) {
         const int64_t here = count - first < SEGMENT ? count - first : SEGMENT, whole = here / Way::blocks * Way::blocks;
         for (int o = 0; o < O; ++o) from.template fill<V, Way>(output + o, first, here, scale[o], zero[o]);
         if (!first)
             for (int o = 0; o < O; ++o) from.ahead(output + O + o);
         for (int64_t i = 0; i < whole; i += Way::blocks) {
+            typename Way::Loaded loaded[O];
             const int64_t at = (first + i) * bytes;
-            for (int o = 0; o < O; ++o) {
+            each<O>([&](auto o) QUINTET_INLINED {
                 if (at % 64 == 0) ahead.ask<O>(w[0], at, o);
                 loaded[o] = Way::load(w[o] + at, scale[o] + i / Way::unit, zero[o] + (Way::zeros ? i / Way::unit : 0));
-            }
-            for (int r = 0; r < R; ++r) Way::template add_scaled<O>(loaded, x[r] + (first + i) * BLOCK, acc[r]);
+            });
+            each<R>([&](auto r) QUINTET_INLINED { Way::template add_scaled<O>(loaded, x[r] + (first + i) * BLOCK, acc[r]); });
         }
         if (whole < here) {
+            typename Way::Loaded loaded[O];
             const int64_t at = (first + whole) * bytes;
-            for (int o = 0; o < O; ++o) {
+            each<O>([&](auto o) QUINTET_INLINED {
                 ahead.ask<O>(w[0], at, o);
                 loaded[o] = Way::load_tail(w[o] + at, scale[o] + whole, zero[o] + (Way::zeros ? whole : 0), here - whole);
-            }
-            for (int r = 0; r < R; ++r) Way::template add_scaled<O>(loaded, x[r] + (first + whole) * BLOCK, acc[r]);
+            });
+            each<R>([&](auto r) QUINTET_INLINED { Way::template add_scaled<O>(loaded, x[r] + (first + whole) * BLOCK, acc[r]); });
         }
     }
-    for (int r = 0; r < R; ++r) sums_of<V, O>(acc[r], sums + r * TOGETHER);
+    write_sums<V, R, O>(acc, sums, TOGETHER);
 }
 
 template <class V, class Way, int R, class Source, class Done>
@@ -337,29 +339,34 @@ inline void channel_block(const Integers& m, int64_t output, const Ahead& ahead,
     const auto* x = static_cast<const typename Way::X*>(m.prepared);
     const uint8_t* w[O];
     typename Way::Acc acc[R][O];
-    typename Way::Values loaded[O];
-    for (int o = 0; o < O; ++o) {
+    each<O>([&](auto o) QUINTET_INLINED {
         w[o] = m.weight + (output + o) * m.inputs;
-        for (int r = 0; r < R; ++r) acc[r][o] = V::zero();
-    }
+        each<R>([&](auto r) QUINTET_INLINED { acc[r][o] = V::zero(); });
+    });
+    auto add = [&](const typename Way::Values* loaded, int64_t i) QUINTET_INLINED {
+        each<R>([&](auto r) QUINTET_INLINED {
+            each<O>([&](auto o) QUINTET_INLINED { acc[r][o] = Way::add(loaded[o], x + r * padded + i, acc[r][o]); });
+        });
+    };
     for (int64_t i = 0; i < whole; i += BLOCK) {
-        for (int o = 0; o < O; ++o) {
+        typename Way::Values loaded[O];
+        each<O>([&](auto o) QUINTET_INLINED {
             if (i % 64 == 0) ahead.ask<O>(w[0], i, o);
             loaded[o] = Way::load(w[o] + i);
-        }
-        for (int r = 0; r < R; ++r)
-            for (int o = 0; o < O; ++o) acc[r][o] = Way::add(loaded[o], x + r * padded + i, acc[r][o]);
+        });
+        add(loaded, i);
     }
     if (whole < m.inputs) {
-        for (int o = 0; o < O; ++o) {
+        typename Way::Values loaded[O];
+        each<O>([&](auto o) QUINTET_INLINED {
             ahead.ask<O>(w[0], whole, o);
             uint8_t rest[BLOCK] = {};
             std::memcpy(rest, w[o] + whole, size_t(m.inputs - whole));
             loaded[o] = Way::load(rest);
-            for (int r = 0; r < R; ++r) acc[r][o] = Way::add(loaded[o], x + r * padded + whole, acc[r][o]);
-        }
+        });
+        add(loaded, whole);
     }
-    for (int r = 0; r < R; ++r) sums_of<V, O>(acc[r], sums + r * TOGETHER);
+    write_sums<V, R, O>(acc, sums, TOGETHER);
 }
 
 template <class V, class Way, int R, class Done>

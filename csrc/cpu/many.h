@@ -25,20 +25,16 @@ template <class V, class Way, int R, int O>
 inline void tile(const typename Way::Loaded* w, int64_t steps, const Rows& rows, int64_t row, float* sums) {
     const typename Way::X* x[R];
     typename Way::Acc acc[R][O];
-    for (int r = 0; r < R; ++r) {
+    each<R>([&](auto r) QUINTET_INLINED {
         x[r] = static_cast<const typename Way::X*>(rows.at(row + r));
-        for (int o = 0; o < O; ++o) acc[r][o] = V::zero();
-    }
+        each<O>([&](auto o) QUINTET_INLINED { acc[r][o] = V::zero(); });
+    });
     for (int64_t s = 0; s < steps; ++s) {
         typename Way::Loaded loaded[O];
-        for (int o = 0; o < O; ++o) loaded[o] = w[o * (steps | 1) + s];
-        for (int r = 0; r < R; ++r) Way::template add_scaled<O>(loaded, x[r] + s * Way::numbers, acc[r]);
+        each<O>([&](auto o) QUINTET_INLINED { loaded[o] = w[o * (steps | 1) + s]; });
+        each<R>([&](auto r) QUINTET_INLINED { Way::template add_scaled<O>(loaded, x[r] + s * Way::numbers, acc[r]); });
     }
-    for (int r = 0; r < R; ++r) {
-        if (O == 4) V::sum4(acc[r], sums + r * TILE_MOST);
-        else
-            for (int o = 0; o < O; ++o) sums[r * TILE_MOST + o] = V::sum(acc[r][o]);
-    }
+    write_sums<V, R, O>(acc, sums, TILE_MOST);
 }
 
 template <class V, class Way, int O>

@@ -27,7 +27,7 @@ struct Neon {
         const float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
         return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
     }
-    static void sum4(const vec* a, float* to) {
+    QUINTET_INLINED static void sum4(const vec* a, float* to) {
         for (int i = 0; i < 4; ++i) to[i] = sum(a[i]);
     }
     static float half_to_float(uint16_t bits) {

@@ -5,6 +5,10 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
+#include <utility>
+
+#define QUINTET_INLINED __attribute__((always_inline))
 
 namespace quintet {
 namespace {
@@ -53,9 +57,18 @@ inline float exponential(float x) {
 }
 
 
+// f(0), f(1), ..., f(N - 1), with numbers that the compiler knows. Where an array is to be in registers nothing may be a loop
+// over it that the compiler might leave one: it would keep the array in memory, and write it there again and again.
+template <class F, int... i>
+QUINTET_INLINED inline void each_of(F f, std::integer_sequence<int, i...>) {
+    (f(std::integral_constant<int, i>()), ...);
+}
+template <int N, class F>
+QUINTET_INLINED inline void each(F f) { each_of(f, std::make_integer_sequence<int, N>()); }
+
 // Asks for the line of memory at an address, which need not be anybody's. GCC takes calls of functions away that do nothing
 // but `__builtin_prefetch`, as if they had no effect; of assembler it does not know.
-__attribute__((always_inline)) inline void ask_for(const void* address) {
+QUINTET_INLINED inline void ask_for(const void* address) {
 #if defined(__x86_64__)
     __asm__ volatile("prefetcht0 %0" : : "m"(*static_cast<const char*>(address)));
 #elif defined(__aarch64__)

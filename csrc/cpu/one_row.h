@@ -25,7 +25,7 @@ inline __m512i highest_bytes(int size) {
 
 // Four numbers of `size` bytes, of which `here` are given; a function call for the last few would cost more than they do.
 template <int size>
-__attribute__((always_inline)) inline __m128i four_of(const void* from, int here) {
+QUINTET_INLINED inline __m128i four_of(const void* from, int here) {
     if (here < 4) return _mm_maskz_loadu_epi8(__mmask16((1u << here * size) - 1), from);
     if (size == 4) return _mm_loadu_si128(static_cast<const __m128i*>(from));
     return size == 2 ? _mm_loadu_si64(from) : _mm_loadu_si32(from);
@@ -51,7 +51,7 @@ struct PowerScales {
     void ahead(int64_t output, int64_t outputs) const {
         ask_for_all(scales + output * count, outputs * count);
     }
-    __attribute__((always_inline)) __m512 scale(int64_t output, int64_t block, int here) const {
+    QUINTET_INLINED __m512 scale(int64_t output, int64_t block, int here) const {
         const __m512i codes = _mm512_broadcastd_epi32(four_of<1>(scales + output * count + block, here));
         const __m512i power = _mm512_srli_epi32(_mm512_shuffle_epi8(codes, places), 1);
         if (!ends) return _mm512_castsi512_ps(power);
@@ -78,7 +78,7 @@ struct GroupScales {
     void ahead(int64_t output, int64_t outputs) const {
         ask_for_all(at(output, 0), outputs * count * int64_t(sizeof(W)));
     }
-    __attribute__((always_inline)) __m512 scale(int64_t output, int64_t block, int here) const {
+    QUINTET_INLINED __m512 scale(int64_t output, int64_t block, int here) const {
         if (wide) {
             W one;
             std::memcpy(&one, at(output, block), sizeof one);
@@ -91,7 +91,7 @@ struct GroupScales {
         return _mm512_permutexvar_ps(lanes, _mm512_castps128_ps512(widened));
     }
     // 16 - zero, in 16 bits
-    __attribute__((always_inline)) __m512i shift(int64_t output, int64_t block, int here) const {
+    QUINTET_INLINED __m512i shift(int64_t output, int64_t block, int here) const {
         if (!zeros) return _mm512_setzero_si512();
         const uint8_t* from = words + (output / 8 * count + (wide ? block / each : block)) * 4;
         const int bits = int(output % 8 * 4);
@@ -119,9 +119,9 @@ __attribute__((noinline)) int64_t outputs_of_one_row(const OneRow& of, const Sca
     for (; count >= O; count -= O, output += O, sums += O) {
         const uint8_t* w = m.weight + output * m.pitch;
         scales.ahead(output + TOGETHER, O);
-        __m512 acc[O];
-        for (int o = 0; o < O; ++o) acc[o] = _mm512_setzero_ps();
-        auto step = [&](auto load, int64_t block, int here) __attribute__((always_inline)) {
+        __m512 acc[1][O];
+        for (int o = 0; o < O; ++o) acc[0][o] = _mm512_setzero_ps();
+        auto step = [&](auto load, int64_t block, int here) QUINTET_INLINED {
             __m512bh values[4];
             for (int j = 0; j < 4; ++j) values[j] = load_bf16(m.x + block * BLOCK + 32 * j);
 #pragma GCC unroll 4
@@ -132,18 +132,18 @@ __attribute__((noinline)) int64_t outputs_of_one_row(const OneRow& of, const Sca
                 __m512 part = _mm512_setzero_ps();
 #pragma GCC unroll 4
                 for (int j = 0; j < 4; ++j) part = _mm512_dpbf16_ps(part, loaded.value[j], values[j]);
-                acc[o] = _mm512_fmadd_ps(part, loaded.scale, acc[o]);
+                acc[0][o] = _mm512_fmadd_ps(part, loaded.scale, acc[0][o]);
             }
         };
         int64_t block = 0;
         for (; block + 4 <= m.blocks; block += 4)
-            step([](const uint8_t* from) __attribute__((always_inline)) { return _mm512_loadu_si512(from); }, block, 4);
+            step([](const uint8_t* from) QUINTET_INLINED { return _mm512_loadu_si512(from); }, block, 4);
         if (block < m.blocks) {
             const int here = int(m.blocks - block);
             const __mmask64 some = (uint64_t(1) << 16 * here) - 1;
-            step([=](const uint8_t* from) __attribute__((always_inline)) { return _mm512_maskz_loadu_epi8(some, from); }, block, here);
+            step([=](const uint8_t* from) QUINTET_INLINED { return _mm512_maskz_loadu_epi8(some, from); }, block, here);
         }
-        sums_of<V, O>(acc, sums);
+        write_sums<V, 1, O>(acc, sums, O);
     }
     return count;
 }

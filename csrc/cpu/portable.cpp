@@ -32,7 +32,7 @@ struct Portable {
     static float sum(vec a) {
         return ((a.lane[0] + a.lane[4]) + (a.lane[2] + a.lane[6])) + ((a.lane[1] + a.lane[5]) + (a.lane[3] + a.lane[7]));
     }
-    static void sum4(const vec* a, float* to) {
+    QUINTET_INLINED static void sum4(const vec* a, float* to) {
         for (int i = 0; i < 4; ++i) to[i] = sum(a[i]);
     }
     static float half_to_float(uint16_t bits) {
