@@ -137,6 +137,32 @@ def test_experts_and_the_rest(tmp_path: Path) -> None:
     assert torch.allclose(logits(whole), logits(added), atol=1e-4)
 
 
+def test_one_part_after_the_other_says_what_both_are() -> None:
+    model, together = model_of("gpt_oss"), model_of("gpt_oss")
+    settings = IntegerConfig(4, symmetric=False, head_bits=8, activations="bf16")
+    model.quantize(settings)
+    model.quantize("mxfp4")
+    together.quantize("mxfp4")
+    together.quantize(settings)
+    assert model.config.quantization_config == together.config.quantization_config
+    groups = model.config.quantization_config["config_groups"]
+    assert [(group["weights"]["num_bits"], group["weights"]["symmetric"]) for group in groups.values()] == [
+        (4, False),
+        (8, True),
+    ]
+
+
+def test_another_format_for_the_rest_is_refused() -> None:
+    model = model_of("gpt_oss")
+    model.quantize(IntegerConfig(4, modules_to_not_convert=["*.o_proj"]))
+    with pytest.raises(ConfigError, match="packed with bits=4, group_size=32.*bits=8, group_size=None.*dequantize"):
+        model.quantize("int8")
+    model.quantize("int4")
+    assert model.config.quantization_config["ignore"] == [
+        path for path in model.config.quantization_config["ignore"] if "o_proj" not in path
+    ]
+
+
 @pytest.mark.parametrize("plain", ["linear", "no-bias", "conv1d"])
 @pytest.mark.parametrize("kind", [Int8Linear, Int4Linear])
 def test_gradients_reach_the_inputs(plain: str, kind: Any) -> None:

@@ -53,6 +53,23 @@ def packed_linears_of(model: nn.Module) -> dict[str, PackedLinear]:
     return {path: module for path, module in model.named_modules() if isinstance(module, PackedLinear)}
 
 
+def config_of_packed(model: nn.Module) -> IntegerConfig | None:
+    """How the linear layers of a model are packed, as the layers say; None where none is."""
+    packed = packed_linears_of(model)
+    if not packed:
+        return None
+    head = packed.pop(head_of(model) or "", None)
+    one = next(iter(packed.values()), head)
+    assert one is not None, "there is a packed layer"
+    return IntegerConfig(
+        bits=one.bits,
+        group_size=one.group,
+        symmetric=one.symmetric,
+        head_bits=None if head is None else head.bits,
+        activations=one.activations,
+    )
+
+
 def head_of(model: nn.Module) -> str | None:
     """Path of the output head, None where there is none."""
     head = getattr(model, "get_output_embeddings", lambda: None)()
@@ -82,6 +99,10 @@ def _chosen(model: nn.Module, config: IntegerConfig) -> dict[str, dict[str, Any]
     return chosen
 
 
+def _format(config: IntegerConfig) -> str:
+    return f"bits={config.bits}, group_size={config.group_size}, symmetric={config.symmetric}"
+
+
 def quantize_linears(
     model: nn.Module,
     config: IntegerConfig,
@@ -102,9 +123,15 @@ def quantize_linears(
         store: Keeps the packed blocks of a calibration.
 
     Raises:
-        ConfigError: there is nothing to pack.
+        ConfigError: there is nothing to pack, or what is packed already is so in another format.
         InputError: sizes that do not fit the format, naming the weight; nothing was changed.
     """
+    present = config_of_packed(model)
+    if present is not None and _format(present) != _format(config):
+        raise ConfigError(
+            f"{type(model).__name__} has linear layers packed with {_format(present)}, and {_format(config)} is asked "
+            "for the others; a checkpoint can say one format. Ask for the same, or call dequantize() first."
+        )
     chosen = _chosen(model, config)
     modules = {path: model.get_submodule(path) for path in chosen}
     for path, module in modules.items():

@@ -18,6 +18,7 @@ from quintet.quant.experts import dequantize_experts, experts_of, fit_experts, q
 from quintet.quant.foreign import TorchAoLinear, check_installed, dequantize_foreign, fit_foreign, pack_foreign
 from quintet.quant.foreign_config import BitsAndBytesConfig, TorchAoConfig
 from quintet.quant.linears import (
+    config_of_packed,
     dequantize_linears,
     fit_linears,
     head_of,
@@ -123,7 +124,8 @@ class Quantized(LoadSave):
         """Let the configuration say how the weights are."""
         packed = packed_linears_of(self)
         if packed:
-            linears = linears if linears is not None and not linears.dequantize else IntegerConfig()
+            linears = linears if linears is not None and not linears.dequantize else config_of_packed(self)
+            assert linears is not None, "there are packed layers"
             head = head_of(self)
             plain = [path for path in linears_of(self, head) if path not in packed]
             ignored = plain + list(experts_of(self))
