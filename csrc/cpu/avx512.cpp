@@ -46,15 +46,11 @@ struct Avx512 {
             return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
         }
     }
-    // 2^(s - 127) is s in the place of the exponent; 0 and 255 need a bit more.
     static void powers(const uint8_t* from, int64_t count, float* to) {
         for (int64_t i = 0; i < count; i += 16) {
             const __mmask16 here = count - i < 16 ? __mmask16((1 << (count - i)) - 1) : __mmask16(0xffff);
             const __m512i code = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(here, from + i));
-            const __mmask16 ends = _mm512_cmpeq_epi32_mask(code, _mm512_setzero_si512()) |
-                                   _mm512_cmpeq_epi32_mask(code, _mm512_set1_epi32(255));
-            const __m512i power = _mm512_slli_epi32(code, 23);
-            _mm512_mask_storeu_epi32(to + i, here, _mm512_mask_or_epi32(power, ends, power, _mm512_set1_epi32(0x400000)));
+            _mm512_mask_storeu_ps(to + i, here, powers_of(_mm512_slli_epi32(code, 23)));
         }
     }
     static void unpack(const uint8_t* bytes, vec* to) {

@@ -13,6 +13,7 @@
 
 #include "entries.h"
 #include "one_row.h"
+#include "transpose.h"
 
 namespace quintet {
 namespace {
@@ -129,48 +130,13 @@ void digits_rows(int64_t begin, int64_t end, const void* x, int64_t stride, int6
 
 // ---- weights -----------------------------------------------------------------------------------------------------
 
-// 16 vectors of 16 words of 32 bits: words become vectors.
-QUINTET_INLINED inline void transpose(__m512i* v) {
-    __m512i t[16];
-#pragma GCC unroll 8
-    for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(v[i], v[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(v[i], v[i + 1]);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 16; i += 4) {
-        v[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-        v[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-        v[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-        v[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-        t[i] = _mm512_shuffle_i32x4(v[i], v[i + 4], 0x88);
-        t[i + 4] = _mm512_shuffle_i32x4(v[i], v[i + 4], 0xdd);
-        t[i + 8] = _mm512_shuffle_i32x4(v[i + 8], v[i + 12], 0x88);
-        t[i + 12] = _mm512_shuffle_i32x4(v[i + 8], v[i + 12], 0xdd);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-        v[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-        v[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-        v[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
-        v[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
-    }
-}
-
 // Up to 16 scales, widened; those of MXFP4 are halved, as its numbers are doubled.
 inline __m512 some_scales(int type, const void* scales, int64_t at, int64_t here) {
     const __mmask16 some = here < LANES ? __mmask16((1u << here) - 1) : __mmask16(0xffff);
     if (type == FP32) return _mm512_maskz_loadu_ps(some, static_cast<const char*>(scales) + at * 4);
     if (type == POWERS) {
         const __m512i code = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(some, static_cast<const char*>(scales) + at));
-        const __mmask16 ends =
-            _mm512_cmpeq_epi32_mask(code, _mm512_setzero_si512()) | _mm512_cmpeq_epi32_mask(code, _mm512_set1_epi32(255));
-        const __m512i power = _mm512_slli_epi32(code, 23);
-        const __m512i whole = _mm512_mask_or_epi32(power, ends, power, _mm512_set1_epi32(0x400000));
-        return _mm512_mul_ps(_mm512_castsi512_ps(whole), _mm512_set1_ps(0.5f));
+        return _mm512_mul_ps(powers_of(_mm512_slli_epi32(code, 23)), _mm512_set1_ps(0.5f));
     }
     const __m256i bits = _mm256_maskz_loadu_epi16(some, static_cast<const char*>(scales) + at * 2);
     return type == FP16 ? _mm512_cvtph_ps(bits) : _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));

@@ -1,5 +1,6 @@
 // Between the products, level "avx512".
 #include "inner_f16c.h"
+#include "transpose.h"
 
 namespace quintet {
 namespace {
@@ -20,22 +21,10 @@ struct Lanes {
     // `width` rows of words, of which `count` are given, as columns
     static void turn(const uint32_t* rows, int64_t stride, int64_t count, uint32_t* to, int64_t to_stride) {
         const __mmask16 given = __mmask16((1u << (count < 16 ? count : 16)) - 1);
-        __m512i a[16], b[16];
-        for (int i = 0; i < 16; ++i) a[i] = _mm512_maskz_loadu_epi32(given, rows + i * stride);
-        for (int i = 0; i < 16; i += 2)
-            b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]), b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
-        for (int i = 0; i < 16; i += 4)  // a[i + j]: words j, j + 4, j + 8 and j + 12 of rows i to i + 3
-            for (int j = 0; j < 2; ++j) {
-                a[i + 2 * j] = _mm512_unpacklo_epi64(b[i + j], b[i + 2 + j]);
-                a[i + 2 * j + 1] = _mm512_unpackhi_epi64(b[i + j], b[i + 2 + j]);
-            }
-        for (int j = 0; j < 4; ++j) {
-            const __m512i low = _mm512_shuffle_i32x4(a[j], a[4 + j], 0x44), low2 = _mm512_shuffle_i32x4(a[8 + j], a[12 + j], 0x44);
-            const __m512i high = _mm512_shuffle_i32x4(a[j], a[4 + j], 0xee), high2 = _mm512_shuffle_i32x4(a[8 + j], a[12 + j], 0xee);
-            b[j] = _mm512_shuffle_i32x4(low, low2, 0x88), b[4 + j] = _mm512_shuffle_i32x4(low, low2, 0xdd);
-            b[8 + j] = _mm512_shuffle_i32x4(high, high2, 0x88), b[12 + j] = _mm512_shuffle_i32x4(high, high2, 0xdd);
-        }
-        for (int i = 0; i < 16 && i < count; ++i) _mm512_storeu_si512(to + i * to_stride, b[i]);
+        __m512i words[16];
+        for (int i = 0; i < 16; ++i) words[i] = _mm512_maskz_loadu_epi32(given, rows + i * stride);
+        transpose(words);
+        for (int i = 0; i < 16 && i < count; ++i) _mm512_storeu_si512(to + i * to_stride, words[i]);
     }
 };
 

@@ -13,6 +13,13 @@ namespace {
 
 inline __m512bh load_bf16(const uint16_t* from) { return (__m512bh)_mm512_loadu_si512(from); }
 
+// 2^(s - 127) of scales s that stand in the place of an exponent: 0, which is 2^-127, and 255, no number, need a bit more.
+inline __m512 powers_of(__m512i power) {
+    const __mmask16 end = _mm512_cmpeq_epi32_mask(power, _mm512_setzero_si512()) |
+                          _mm512_cmpeq_epi32_mask(power, _mm512_set1_epi32(0x7f800000));
+    return _mm512_castsi512_ps(_mm512_mask_or_epi32(power, end, power, _mm512_set1_epi32(0x400000)));
+}
+
 // Number b of four in lanes 4 b to 4 b + 3, where the 16 bytes of block b are.
 inline __m512i lanes_of_four() { return _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0); }
 
@@ -31,7 +38,7 @@ QUINTET_INLINED inline __m128i four_of(const void* from, int here) {
     return size == 2 ? _mm_loadu_si64(from) : _mm_loadu_si32(from);
 }
 
-// Scales of MXFP4. Those of 0 and 255, which are 2^-127 and not a number, are no power in the place of an exponent.
+// Scales of MXFP4, with 0 and 255 among them or without.
 template <bool ends>
 struct PowerScales {
     const uint8_t* scales;
@@ -54,10 +61,7 @@ struct PowerScales {
     QUINTET_INLINED __m512 scale(int64_t output, int64_t block, int here) const {
         const __m512i codes = _mm512_broadcastd_epi32(four_of<1>(scales + output * count + block, here));
         const __m512i power = _mm512_srli_epi32(_mm512_shuffle_epi8(codes, places), 1);
-        if (!ends) return _mm512_castsi512_ps(power);
-        const __mmask16 end = _mm512_cmpeq_epi32_mask(power, _mm512_setzero_si512()) |
-                              _mm512_cmpeq_epi32_mask(power, _mm512_set1_epi32(0x7f800000));
-        return _mm512_castsi512_ps(_mm512_mask_or_epi32(power, end, power, _mm512_set1_epi32(0x400000)));
+        return ends ? powers_of(power) : _mm512_castsi512_ps(power);
     }
     __m512i shift(int64_t, int64_t, int) const { return _mm512_setzero_si512(); }
 };

@@ -24,6 +24,7 @@ from quintet.family import BlockMap
 from quintet.fused.cpu_linear import CpuConv1D, CpuLinear, twin
 from quintet.fused.cpu_norm import CpuRMSNorm
 from quintet.fused.notice import must_be_plain_and_say
+from quintet.fused.unchanged import Unchanged
 from quintet.kernels.integers import native_layout
 from quintet.kernels.linear import TYPES
 from quintet.kernels.loader import FEW_ROWS, check, library
@@ -107,25 +108,16 @@ class _Plan:
 
     def __init__(self, blocks: nn.ModuleList, shape: BlockMap, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self._pointers: list[tuple[dict[str, Any], str, int]] = []
-        self._modules: list[tuple[dict[str, Any], str, nn.Module]] = []
-        self._hooks: list[dict[int, Any]] = []
+        self._unchanged = Unchanged()
         self._by_input = False
         self.structs = (_Block * len(blocks))()
         for struct, block in zip(self.structs, blocks, strict=True):
             self._fill(struct, block, shape)
-        for parent in blocks.modules():
-            self._hooks += [parent._forward_hooks, parent._forward_pre_hooks]
-            for name, child in parent.named_children():
-                self._modules.append((parent._modules, name, child))
+        self._unchanged.add_modules(blocks)
 
     def holds(self) -> bool:
         """Whether modules and tensors are those that the plan was made of, and nobody listens."""
-        return (
-            all(held.get(name) is module for held, name, module in self._modules)
-            and all(held[name].data_ptr() == pointer for held, name, pointer in self._pointers)
-            and not any(self._hooks)
-        )
+        return self._unchanged.holds()
 
     def _tensor(self, module: nn.Module, name: str, dtype: torch.dtype | None, *, kind: str = "_parameters") -> Any:
         """Return a tensor of a module, and remember where it is."""
@@ -135,7 +127,7 @@ class _Plan:
             return None
         if tensor.device.type != "cpu" or (dtype is not None and tensor.dtype != dtype):
             raise _Unfit
-        self._pointers.append((held, name, tensor.data_ptr()))
+        self._unchanged.add_tensor(held, name)
         return tensor
 
     def _fill(self, struct: _Block, block: nn.Module, shape: BlockMap) -> None:
