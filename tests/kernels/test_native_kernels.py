@@ -307,6 +307,28 @@ def test_every_code_and_scale_is_exact(dtype: torch.dtype) -> None:
 
 
 @needs_native
+@pytest.mark.parametrize("blocks_each", [3, 4, 5, 90])
+def test_one_row_takes_the_first_and_the_last_scale(blocks_each: int) -> None:
+    """2^-127 and no number, which no shift of the bits makes, among others and in what is left of four blocks."""
+    torch.manual_seed(blocks_each)
+    blocks = torch.randint(0, 256, (39, blocks_each, 16), dtype=torch.uint8)
+    scales = torch.randint(118, 132, (39, blocks_each), dtype=torch.uint8)
+    scales[7] = 0
+    scales[11, -1] = scales[12, 0] = scales[36, 1] = 255
+    scales[13, 0] = scales[38, -1] = 0
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.randn(3, 32 * blocks_each).to(dtype)
+        together = native_mxfp4_matvec(x, blocks, scales)
+        assert together.isnan().any(0).nonzero().flatten().tolist() == [11, 12, 36]
+        exact = x.double() @ unpack(blocks, scales, torch.float64).view(39, -1).t()
+        for row in range(3):
+            alone = native_mxfp4_matvec(x[row : row + 1], blocks, scales)[0]
+            assert torch.equal(alone.view(torch.uint8), together[row].view(torch.uint8))
+            assert torch.allclose(alone.double(), exact[row], rtol=1e-2, atol=1e-3, equal_nan=True)
+            assert 0 < alone[7].abs() < 1e-35
+
+
+@needs_native
 def test_no_number_and_too_large_ones_come_through() -> None:
     for dtype in DTYPES:
         weight = torch.ones(3, 40, dtype=dtype)
