@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,10 +15,10 @@ HEADER = Path(__file__).parents[2] / "csrc" / "cpu" / "quintet.h"
 TYPES = {"int": ctypes.c_int, "int64_t": ctypes.c_int64, "float": ctypes.c_float, "double": ctypes.c_double}
 
 
-def declared() -> dict[str, list[object]]:
+def declared() -> dict[str, list[Any]]:
     """Types of the arguments of each function of the header that returns a code."""
     text = re.sub(r"//.*", "", HEADER.read_text(encoding="utf-8"))
-    found = {}
+    found: dict[str, list[Any]] = {}
     for name, arguments in re.findall(r"\bint (quintet_\w+)\(([^)]*)\);", text):
         each = [one.strip() for one in arguments.split(",") if one.strip()]
         found[name] = [ctypes.c_void_p if "*" in one else TYPES[one.split()[0]] for one in each]
