@@ -168,7 +168,7 @@ struct Avx512::NibblesDot {
     }
     // zero has room for a whole step: what is read beyond its end does not count, as the scale is 0 there
     static Loaded loaded(__m512i w, __m128 scale, const Zero* zero) {
-        const __m512i four = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
+        const __m512i four = lanes_of_four();
         __m512i shift = w;
         if (zeros) {
             const __m512i shifts = _mm512_cvtepu16_epi32(_mm256_castsi128_si256(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(zero))));

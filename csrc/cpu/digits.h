@@ -176,9 +176,9 @@ struct Walk {
             rows[o] = _mm512_castps_si512(some_scales(m.scale_type, m.scales, at, m.count - index));
         }
         // of the outputs that come next: as many lines as there are here
-        const int64_t bytes = m.scale_type == POWERS ? 1 : m.scale_type == FP32 ? 4 : 2;
+        const int64_t bytes = m.scale_type == POWERS ? 1 : bytes_of(m.scale_type);
         const char* ahead = static_cast<const char*>(m.scales) + ((output + LANES) * m.count + index * LANES) * bytes;
-        for (int64_t i = 0; more && i < LANES * LANES * bytes; i += 64) ask_for(ahead + i);
+        if (more) ask_for_all(ahead, LANES * LANES * bytes);
         transpose(rows);
         for (int o = 0; o < LANES; ++o) _mm512_store_si512(scale + o * LANES, rows[o]);
     }
@@ -427,7 +427,7 @@ void digits_range(const Digital& m, const Rows& rows, int64_t begin, int64_t end
     // what follows is asked for on the way, the first outputs here
     const auto* first = reinterpret_cast<const char*>(m.weight + begin * m.pitch);
     const int64_t at_once = LANES * m.pitch < 16384 ? LANES * m.pitch : 16384;
-    for (int64_t i = 0; i < at_once; i += 64) ask_for(first + i);
+    ask_for_all(first, at_once);
     for (; begin < end; begin += LANES) {
         const int here = int(end - begin < LANES ? end - begin : LANES);
         if (rows.count == 1) one_row<C, D>(m, Row::at<D>(rows.at(0), m.blocks), begin, end, sums);

@@ -238,7 +238,7 @@ struct IntegerSource {
         }
     }
     void ahead(int64_t output) const {
-        const int64_t bytes = groups * (m.scale_type == FP32 ? 4 : 2);
+        const int64_t bytes = groups * bytes_of(m.scale_type);
         ask_for_all(static_cast<const char*>(m.scales) + output * bytes, bytes);
     }
 };

@@ -56,7 +56,6 @@ inline float exponential(float x) {
     return p * scale;
 }
 
-
 // f(0), f(1), ..., f(N - 1), with numbers that the compiler knows. Where an array is to be in registers nothing may be a loop
 // over it that the compiler might leave one: it would keep the array in memory, and write it there again and again.
 template <class F, int... i>
