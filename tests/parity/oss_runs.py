@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
+from seeded import seeded
 
 __all__ = ["PROMPT", "STRATEGIES", "YARN", "check_gradient_checkpointing", "check_gradients", "sharpen", "written"]
 
@@ -39,13 +39,7 @@ def sharpen(ours: Any, theirs: Any) -> tuple[Any, Any]:
 
 
 def written(model: Any, *args: Any, **options: Any) -> torch.Tensor:
-    torch.manual_seed(11)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        out: torch.Tensor = model.generate(
-            *args, **{"max_new_tokens": 300, "pad_token_id": 0, "eos_token_id": None, **options}
-        )
-    return out
+    return seeded(model, *args, **{"max_new_tokens": 300, "pad_token_id": 0, "eos_token_id": None, **options})
 
 
 def loss_of(out: Any) -> torch.Tensor:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import pytest
 import torch
+from seeded import seeded
 
 PROMPT = torch.tensor([[5, 17, 3, 88, 42, 9, 61], [70, 2, 33, 4, 90, 12, 8]])
 
@@ -33,11 +33,7 @@ def sharp(pair: Any) -> tuple[Any, Any]:
 
 
 def written(model: Any, *args: Any, **options: Any) -> torch.Tensor:
-    torch.manual_seed(11)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        out: torch.Tensor = model.generate(*args, **{"max_new_tokens": 40, "pad_token_id": 0, **options})
-    return out
+    return seeded(model, *args, **{"max_new_tokens": 40, "pad_token_id": 0, **options})
 
 
 @pytest.mark.parametrize("backend", ["eager", "sdpa"])
