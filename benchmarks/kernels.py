@@ -385,8 +385,8 @@ def main() -> None:
                 for rows in args.rows:
                     (read, products), seconds = cost(rows), measure(ways(rows), args.seconds)
                     record = {**facts, "rows": rows, "threads": threads, "level": status().level}
-                    record["gb_s"] = {way: round(read / s / 1e9, 4) for way, s in seconds.items()}
-                    record["gflop_s"] = {way: round(2 * products / s / 1e9, 4) for way, s in seconds.items()}
+                    record["gb_s"] = {way: float(f"{read / s / 1e9:.4g}") for way, s in seconds.items()}
+                    record["gflop_s"] = {way: float(f"{2 * products / s / 1e9:.4g}") for way, s in seconds.items()}
                     common.emit("kernels", {**record, "read_gb_s": bandwidth}, threads)
 
 
