@@ -194,9 +194,10 @@ class PreTrainedModel(Embeddings, Quantized):
     # -- inference ---------------------------------------------------------------------------------------------
 
     def optimize(self) -> OptimizeReport:
-        """Swap modules for twins that decode faster on this device; `generate` does it when the model is in eval mode.
+        """Swap modules for twins that compute faster on this device.
 
-        Parameters and their names stay. Twins compute as the plain modules whenever gradients are on.
+        `generate`, `score`, the pipelines and the evaluations do it when the model is in eval mode. Parameters and
+        their names stay. Twins compute as the plain modules whenever gradients are on.
 
         Returns:
             What was replaced, and what computes the model now; `print(model.optimize())` shows it, a second time too.

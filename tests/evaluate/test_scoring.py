@@ -10,7 +10,10 @@ import torch
 from quintet.auto import family_of, model_types
 from quintet.errors import InputError
 from quintet.evaluate import Score, Scorer, score_targets
+from quintet.fused.blocks import FusedBlocks
+from quintet.fused.cpu_linear import CpuConv1D
 from quintet.generation import scoring
+from quintet.kernels.loader import status
 from quintet.models.gpt2 import GPT2Config, GPT2LMHeadModel
 
 PAIRS = [([5, 6, 7], [8]), ([9], [10, 11]), ([1, 2, 3, 4, 5, 6, 7, 8], [9, 10, 11]), ([3, 3], [3]), ([4] * 6, [5])]
@@ -138,3 +141,15 @@ def test_a_length_that_the_model_has_not(table_model, length):
         InputError, match=f"max_length is {length}, but must be at least 1, and this model has room for 4"
     ):
         Scorer(table_model(limit=4), length)
+
+
+def test_scores_are_computed_by_twins() -> None:
+    """Those of `quintet eval`, of `model.score` and of the adaptor for lm-eval, which all go through a Scorer."""
+    for evaluate in (score_targets, lambda model, pairs: Scorer(model).score(pairs)):
+        torch.manual_seed(0)
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_positions=16, n_embd=32, n_layer=2, n_head=2))
+        evaluate(model, PAIRS)
+        assert not any(isinstance(module, CpuConv1D) for module in model.modules()), "a model in training stays plain"
+        evaluate(model.eval(), PAIRS)
+        assert all(isinstance(block.mlp.c_fc, CpuConv1D) for block in model.transformer.h)
+        assert isinstance(model.transformer.h, FusedBlocks) == status().native

@@ -10,6 +10,9 @@ import pytest
 import torch
 
 import quintet
+from quintet.fused.blocks import FusedBlocks
+from quintet.fused.cpu_linear import CpuConv1D
+from quintet.kernels.loader import status
 from quintet.pipelines import (
     TASKS,
     AggregationStrategy,
@@ -306,3 +309,18 @@ def test_spans_of_tokens_that_are_given(ours: Ours, alike: Alike) -> None:
     two = pipe(["The cat", "The cat"], offset_mapping=[spans, moved], batch_size=2)
     assert [(one["start"], one["end"]) for one in two[1]] == moved
     alike(two[0], usual)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_is_computed_by_twins(ours: Ours, task: str) -> None:
+    pipe = ours(task, **({"max_new_tokens": 2} if task == "text-generation" else {}))
+    item = {"question": "Who?", "context": TEXTS[1]} if task == "question-answering" else TEXTS[1]
+    options = {"candidate_labels": ["cat", "dog"]} if task == "zero-shot-classification" else {}
+    pipe.model.train()
+    pipe(item, **options)
+    assert not any(isinstance(module, CpuConv1D) for module in pipe.model.modules())
+    pipe.model.eval()
+    pipe(item, **options)
+    blocks = pipe.model.base_model.h
+    assert all(isinstance(block.mlp.c_fc, CpuConv1D) for block in blocks)
+    assert isinstance(blocks, FusedBlocks) == status().native

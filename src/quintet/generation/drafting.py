@@ -19,6 +19,7 @@ from quintet.generation.processors import LogitsProcessorList
 from quintet.generation.sampling.draws import Draws
 from quintet.generation.state import NOT_PER_ROW, GenerativeModel
 from quintet.generation.translation import SharedDraft, TextDraft, Translator, shared_tokens
+from quintet.generation.twins import use_twins
 
 __all__ = ["asks_for_candidates", "check_candidates", "first_layers", "make_candidates"]
 
@@ -184,9 +185,7 @@ def make_candidates(call: Call, draws: Draws | None) -> Candidates:
         others = {name: one for name, one in call.prompt.others.items() if name not in NOT_PER_ROW}
     else:
         draft = call.arguments.assistant_model
-        optimize = getattr(draft, "optimize", None)
-        if optimize is not None:
-            optimize()
+        use_twins(draft)
     plan = _plan(call, draft.generation_config, draws)
     text = call.arguments.assistant_tokenizer is not None and not _same_tokens(call)
     reader = DraftReader(draft, call.prompt.ids.device, None if text else _mask(call), others)

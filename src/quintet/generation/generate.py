@@ -24,6 +24,7 @@ from quintet.generation.score import ScoreMixin
 from quintet.generation.state import GenerativeModel
 from quintet.generation.strategies import pick_strategy, refuse_custom
 from quintet.generation.transitions import transition_scores
+from quintet.generation.twins import use_twins
 from quintet.outputs import ModelOutput
 
 __all__ = ["GenerationMixin"]
@@ -141,7 +142,7 @@ class GenerationMixin(ScoreMixin):
         _check_streamer(streamer)
         try:
             run = _start(cast(GenerativeModel, self), inputs, generation_config, given, kwargs)
-            _optimize(self)
+            use_twins(self)
             return run.finish(streamer)
         except BaseException as error:
             # A consumer in another thread would wait for ever for text that does not come.
@@ -274,12 +275,5 @@ def _columns(
 @torch.no_grad()
 def _read(mixin: GenerationMixin, columns: Iterator[Column]) -> Iterator[Column]:
     """Pass columns on; gradients are off inside and as the caller has them between columns."""
-    _optimize(mixin)
+    use_twins(mixin)
     yield from columns
-
-
-def _optimize(mixin: GenerationMixin) -> None:
-    """Bring the model's weights into the order that is fastest to read."""
-    optimize = getattr(mixin, "optimize", None)
-    if optimize is not None and not cast(GenerativeModel, mixin).training:
-        optimize()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from quintet.errors import InputError
+from quintet.generation.twins import use_twins
 
 __all__ = ["Score", "Scorer", "left_padded", "score_targets"]
 
@@ -94,6 +95,7 @@ class Scorer:
         if max_length is not None and (max_length < 1 or (limit is not None and max_length > limit)):
             room = f", and this model has room for {limit}" if limit is not None else ""
             raise InputError(f"max_length is {max_length}, but must be at least 1{room}.")
+        use_twins(model)
         self.model = model
         self.max_length: int | None = max_length or limit
         self._size = model.get_input_embeddings().num_embeddings

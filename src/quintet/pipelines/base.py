@@ -15,6 +15,7 @@ import torch
 
 from quintet.auto import family_of, model_types
 from quintet.errors import ConfigError, InputError, QuintetError, TokenizerError, suggest
+from quintet.generation.twins import use_twins
 from quintet.pipelines.batches import Piece, collate, real_length
 from quintet.pipelines.inputs import SizedResults, Source, compare_vocabularies, located, open_inputs, with_progress
 from quintet.pipelines.tasks import TASKS, find_task
@@ -235,6 +236,7 @@ class Pipeline:
     @torch.no_grad()
     def forward(self, pieces: Sequence[Piece], **parameters: Any) -> list[Any]:
         """Run the model on a batch, without gradients; one output for each row, on the CPU."""
+        use_twins(self.model)
         return self._forward(pieces, **parameters)
 
     # --- help for subclasses ------------------------------------------------------------------------------------------
