@@ -394,6 +394,7 @@ def test_config_fields_pass_through(original: Path) -> None:
         ({"output_atentions": True}, "no keyword 'output_atentions' .* Did you mean 'output_attentions'"),
         ({"devicemap": "cpu"}, "Did you mean 'device_map'"),
         ({"n_layers": 3}, "Did you mean 'n_layer'"),
+        ({"mmap": False}, "no keyword 'mmap' .* pass disable_mmap=True, which reads files into memory"),
         ({"trust_remote_code": True}, "trust_remote_code=...\\) is not supported: code from a checkpoint is never run"),
         ({"gguf_file": "x"}, "GGUF files are not read"),
         ({"quantization_config": {"a": 1}}, "what is read is plain weights, mxfp4,"),

@@ -41,6 +41,8 @@ _REFUSED = {
     "kernel_config": "kernels are never fetched from a hub",
     "fusion_config": "fusions are made after loading",
 }
+# what is looked for under these names has another one here
+_ELSEWHERE = {"mmap": " In place of mmap=False pass disable_mmap=True, which reads files into memory at once."}
 
 
 def parse_dtype(value: Any) -> torch.dtype | None:
@@ -119,5 +121,5 @@ def check_keywords(owner: str, keywords: Mapping[str, Any], known: Iterable[str]
             raise ConfigError(f"{owner}.from_pretrained({name}=...) is not supported: {_REFUSED[name]}. Leave it out.")
         raise ConfigError(
             f"{owner}.from_pretrained has no keyword '{name}' and its configuration no such field."
-            f"{suggest(name, known)} Remove it or correct it."
+            f"{_ELSEWHERE.get(name) or suggest(name, known)} Remove it or correct it."
         )
