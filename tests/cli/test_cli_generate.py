@@ -13,6 +13,7 @@ import pytest
 from quintet.cli import generate as module
 from quintet.cli.generate import StopFilter
 from quintet.cli.main import main
+from quintet.kernels import loader
 
 PROMPT = "Once upon a time there was"
 
@@ -318,3 +319,13 @@ def test_rows_of_a_padded_vocabulary_are_never_written(tiny_gpt2, tmp_path, caps
             assert main(["generate", PROMPT, "--model", str(tmp_path), "-n", "12", *how]) == 0
     assert len(seen) > 2 * len(ids[0]) and max(seen) < len(tokenizer)
     capsys.readouterr()
+
+
+def test_a_wrong_name_of_instructions_is_said_before_anything_is_written(generate, monkeypatch):
+    monkeypatch.setenv("QUINTET_ISA", "sse")
+    loader._loaded.cache_clear()
+    try:
+        out, err = generate(PROMPT, "-n", "2", code=1)
+    finally:
+        loader._loaded.cache_clear()
+    assert out == "" and "QUINTET_ISA='sse' is not one of avx512" in err

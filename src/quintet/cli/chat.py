@@ -141,6 +141,7 @@ def _open(args: argparse.Namespace, tools: list[Any] | None, screen: Screen) -> 
     )
     model.eval()
     check_vocabulary(model, tokenizer)
+    model.optimize()  # what is wrong with the native kernels is said before the first answer begins
     seed = secrets.randbelow(2**32) if args.seed is None else args.seed
     talk = Conversation(
         model, tokenizer, form, sampling_options(args), seed, args.max_new_tokens, args.system, args.effort, tools

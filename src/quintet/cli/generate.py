@@ -122,6 +122,7 @@ def run(args: argparse.Namespace) -> int:
     )
     model.eval()
     check_vocabulary(model, tokenizer)
+    model.optimize()  # what is wrong with the native kernels is said before the first word is
     ids = _encode(tokenizer, prompt)
     options = {**_options(args, _room(model, len(ids), args.max_new_tokens)), **answer}
     known = known_tokens(model, tokenizer)
