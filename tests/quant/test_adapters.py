@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_packable import model_of
+from tiny_packable import logits, model_of
 
 from quintet.quant.config import IntegerConfig
 
@@ -19,7 +19,6 @@ TARGETS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("family", sorted(TARGETS))
 @pytest.mark.parametrize("bits", [8, 4])
 def test_lora_learns_over_packed_layers(family: str, bits: int) -> None:
@@ -46,3 +45,18 @@ def test_lora_learns_over_packed_layers(family: str, bits: int) -> None:
     }
     for name, tensor in before.items():
         assert torch.equal(after[name], tensor), name
+
+
+def test_adapters_are_merged_into_what_is_unpacked() -> None:
+    peft: Any = pytest.importorskip("peft")
+    model = model_of("seed_oss")
+    model.quantize(IntegerConfig(4, group_size=32))
+    options = {"r": 4, "target_modules": TARGETS["seed_oss"], "init_lora_weights": False}  # they do something at once
+    adapted = peft.get_peft_model(model, peft.LoraConfig(**options)).eval()
+    want = logits(adapted)
+    plain = model_of("seed_oss")
+    model.dequantize()
+    merged = adapted.merge_and_unload()
+    assert [type(module) for module in merged.modules()] == [type(module) for module in plain.modules()]
+    assert not torch.allclose(logits(merged), logits(plain), atol=1e-2)
+    torch.testing.assert_close(logits(merged), want, rtol=1e-4, atol=1e-5)

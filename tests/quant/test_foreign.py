@@ -235,7 +235,6 @@ print("fine")
 """
 
 
-@pytest.mark.slow
 def test_torchao(tiny_gpt2: Path, tmp_path: Path) -> None:
     pytest.importorskip("torchao")
     # in a process of its own: importing it changes torch

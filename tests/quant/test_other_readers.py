@@ -14,7 +14,6 @@ from quintet.checkpoint import TensorFile
 from quintet.quant.config import IntegerConfig
 from quintet.quant.linears import packed_linears_of
 
-pytestmark = pytest.mark.slow
 IDS = torch.arange(12)[None]
 CONFIGS = {
     "int8": IntegerConfig(8),

@@ -115,16 +115,23 @@ def test_packed_numbers_are_counted(published: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="mappings are read from /proc")
-def test_packed_weights_are_views_of_the_file(published: Path) -> None:
-    model = GptOssForCausalLM.from_pretrained(published)
+@pytest.mark.parametrize("style", ["mxfp4", "int8", "int4"])
+def test_packed_weights_are_views_of_the_file(style: str, published: Path, tmp_path: Path) -> None:
+    folder = published
+    if style != "mxfp4":
+        made, folder = GptOssForCausalLM(tiny()), tmp_path
+        made.quantize(style)
+        made.save_pretrained(folder)
+    model = GptOssForCausalLM.from_pretrained(folder)
     ranges = [
         tuple(int(part, 16) for part in line.split()[0].split("-"))
         for line in Path("/proc/self/maps").read_text().splitlines()
-        if str(published) in line
+        if str(folder) in line
     ]
-    for name, parameter in model.named_parameters():
-        if name.endswith(("_blocks", "_scales")):
-            assert any(begin <= parameter.data_ptr() < end for begin, end in ranges), name
+    packed = {name: one for name, one in model.named_parameters() if isinstance(one, PackedParameter)}
+    assert len(packed) == 2 * (4 if style == "mxfp4" else 8), sorted(packed)  # codes and scales, in two layers
+    for name, parameter in packed.items():
+        assert any(begin <= parameter.data_ptr() < end for begin, end in ranges), name
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -70,10 +70,7 @@ print(json.dumps({**used, "packed": packed / 2**20}))
 """
 )
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc"),
-]
+pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 
 
 def save(folder: Path, **sizes: int) -> Path:
@@ -113,27 +110,48 @@ LARGEST = EXPERTS * 4 * WIDTH * WIDTH * 2 / MIB  # 16 MiB: gate and up of one la
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A large and a small checkpoint in bfloat16: what is to be packed is nearly all of it."""
-    path = tmp_path_factory.mktemp("plain")
-    wide = {"num_hidden_layers": LAYERS, "num_local_experts": EXPERTS, "hidden_size": WIDTH}
-    wide |= {"intermediate_size": 2 * WIDTH, "num_attention_heads": 64, "head_dim": 64}
-    for name, sizes in (("large", wide), ("small", {})):
+    experts = {"num_local_experts": EXPERTS, "intermediate_size": 2 * WIDTH}
+    return write_plain(tmp_path_factory.mktemp("plain"), num_hidden_layers=LAYERS, **experts)
+
+
+def write_plain(path: Path, **sizes: int) -> tuple[Path, Path]:
+    wide = {"hidden_size": WIDTH, "num_attention_heads": 64, "head_dim": 64, **sizes}
+    for name, options in (("large", wide), ("small", {})):
         with without_memory():
-            model = GptOssForCausalLM(tiny(num_experts_per_tok=2, **sizes))
+            model = GptOssForCausalLM(tiny(num_experts_per_tok=2, **options))
         state = {key: torch.randn(t.shape, dtype=torch.bfloat16) * 0.02 for key, t in model.state_dict().items()}
         save_weights(state, path / name, max_shard_size="10MB", texts={"config.json": model.config.to_json_string()})
     return path / "large", path / "small"
 
 
+ATTENTION = 64 * 64 * WIDTH * 2 / MIB  # 4 MiB: the queries of one layer
+
+
+def test_packing_of_attention_needs_one_tensor_above_the_result(tmp_path: Path) -> None:
+    """The same as below in a second or two: experts are next to nothing."""
+    layers = 16
+    used = packing(write_plain(tmp_path, num_hidden_layers=layers, num_local_experts=2, intermediate_size=64), "int8")
+    assert used["packed"] > layers * ATTENTION  # queries and outputs, a byte a number
+    assert used["packed"] * 0.8 < used["RssAnon"] < used["packed"] + ATTENTION + 40
+
+
+def packing(folders: tuple[Path, Path], style: str) -> dict[str, float]:
+    words = [sys.executable, "-c", PACKING, *map(str, folders), style]
+    result: dict[str, float] = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+    return result
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("style", ["mxfp4", "mxfp4+int8", "mxfp4+int4", "int8", "int4"])
 def test_packing_while_loading_needs_one_tensor_above_the_result(style: str, plain: tuple[Path, Path]) -> None:
-    words = [sys.executable, "-c", PACKING, *map(str, plain), style]
-    used = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
-    largest = LARGEST if style.startswith("mxfp4") else 64 * 64 * WIDTH * 2 / MIB
+    used = packing(plain, style)
+    largest = LARGEST if style.startswith("mxfp4") else ATTENTION
     # Beside what is made: the tensor that is being packed, and what its rows become on the way. What stays plain
     # is in the mapped file.
     assert used["packed"] * 0.8 < used["RssAnon"] < used["packed"] + largest + 40
 
 
+@pytest.mark.slow
 def test_packed_weights_take_no_memory_of_their_own(folders: tuple[Path, Path]) -> None:
     used = measure(folders, dequantize=False)
     assert used["RssAnon"] < 8
@@ -142,6 +160,7 @@ def test_packed_weights_take_no_memory_of_their_own(folders: tuple[Path, Path]) 
     assert ran["RssAnon"] < 40  # tiles, and what a forward pass makes, but nothing of the size of the weights
 
 
+@pytest.mark.slow
 def test_unpacking_needs_one_tensor_above_the_result(folders: tuple[Path, Path]) -> None:
     used = measure(folders, dequantize=True)
     assert used["RssAnon"] > PLAIN * 0.95
