@@ -221,6 +221,53 @@ int block(const Run& run, const Block& m, const Buffers& b) {
     return DONE;
 }
 
+// The residual begins with rows of the tables, rounded as the modules round their sum.
+void begin(const Run& run, const Buffers& b) {
+    const StepCall& step = run.step;
+    const int64_t count = run.rows * step.width;
+    if (step.x) return run.inner.widen(step.type, step.x, b.residual, count);
+    for (int64_t r = 0; r < run.rows; ++r) {
+        float* row = b.residual + r * step.width;
+        run.inner.widen(step.type, run.at(step.id_table, step.ids[r] * step.width), row, step.width);
+        if (step.place_table) run.inner.add(step.type, run.at(step.place_table, step.places[r] * step.width), row, step.width);
+    }
+    if (!step.place_table) return;
+    run.inner.narrow(step.type, b.residual, b.normed, count);
+    run.inner.widen(step.type, b.normed, b.residual, count);
+}
+
+// What the blocks give, rounded as they give it; the last norm of that; and scores.
+int end(const Run& run, const Buffers& b) {
+    const StepCall& step = run.step;
+    const int64_t count = run.rows * step.width;
+    run.inner.narrow(step.type, b.residual, step.out, count);
+    if (step.ends) {
+        run.inner.widen(step.type, step.out, b.residual, count);
+        run.inner.norm(step.last, b.residual, run.rows, step.width, step.type, step.out);
+    }
+    if (!step.scored) return DONE;
+    const Linear& m = step.head;
+    if (!step.wanted) return run.linear(m, step.out, step.scores);
+    return quintet_head_topk(m.kind < 4 ? 0 : m.kind, step.type, m.scale_type, run.rows, m.inputs, m.outputs, m.group, m.weight, m.stride,
+                             m.scales, static_cast<const uint8_t*>(m.zeros), step.out, m.inputs, m.bias, step.wanted, step.best,
+                             step.best_ids, nullptr, step.threads);
+}
+
+bool rows_fit(const int64_t* chosen, const void* table, int64_t count, int64_t rows) {
+    if (!chosen || !table) return false;
+    for (int64_t r = 0; r < rows; ++r)
+        if (chosen[r] < 0 || chosen[r] >= count) return false;
+    return true;
+}
+
+// Whether tokens and places are rows of their tables, and the head is one for these states.
+bool ends_fit(const StepCall& step, int64_t rows) {
+    if (!step.x && !rows_fit(step.ids, step.id_table, step.vocabulary, rows)) return false;
+    if (!step.x && step.place_table && !rows_fit(step.places, step.place_table, step.positions, rows)) return false;
+    if (!step.scored) return true;
+    return step.head.kind != 3 && step.head.inputs == step.width && (step.wanted ? step.best && step.best_ids : step.scores != nullptr);
+}
+
 }  // namespace
 }  // namespace quintet
 
@@ -235,6 +282,7 @@ int quintet_blocks(const Block* blocks, int64_t count, const StepCall* call) {
     const StepCall& step = *call;
     const int64_t rows = step.texts * step.tokens;
     if (!chosen_level() || !known_type(step.type) || rows < 1 || rows > FEW_ROWS || step.width < 1) return REFUSED;
+    if (!step.out || !ends_fit(step, rows)) return REFUSED;
     const int64_t bytes = bytes_of(step.type);
     int64_t projected = 0, heads = 0, inner = 1, experts = 1, stored = 0;
     for (int64_t i = 0; i < count; ++i) {
@@ -266,11 +314,9 @@ int quintet_blocks(const Block* blocks, int64_t count, const StepCall* call) {
     struct Whole { const Run* run; const Block* blocks; int64_t count; const Buffers* buffers; int code; } whole{&run, blocks, count, &b, 0};
     together_do([](const void* data, int64_t, int64_t) {
                     Whole& w = *const_cast<Whole*>(static_cast<const Whole*>(data));
-                    const StepCall& step = w.run->step;
-                    const int64_t numbers = w.run->rows * step.width;
-                    w.run->inner.widen(step.type, step.x, w.buffers->residual, numbers);
+                    begin(*w.run, *w.buffers);
                     for (int64_t i = 0; i < w.count && !w.code; ++i) w.code = block(*w.run, w.blocks[i], *w.buffers);
-                    w.run->inner.narrow(step.type, w.buffers->residual, step.out, numbers);
+                    if (!w.code) w.code = end(*w.run, *w.buffers);
                 }, &whole, step.threads);
     return whole.code;
 }

@@ -75,11 +75,24 @@ struct StepCall {
     int32_t type;             // of x, out, plain weights, stores
     int32_t rope_type;
     int64_t texts, tokens, width;  // B, T, E
-    const void* x;            // (R, E)
+    const void* x;            // (R, E), or null: then they are the embeddings of `ids`
     void* out;                // (R, E)
     const void *cosines, *sines;  // (B or 1, T, rope_size), or null
     int64_t rope_size, rope_texts;
     int64_t threads;
+    // Tables (vocabulary, E) and (positions, E) of the step's type, and the rows of them that are added; the second or null.
+    const int64_t *ids, *places;  // (R,)
+    const void *id_table, *place_table;
+    int64_t vocabulary, positions;
+    // Behind the blocks, where it is asked for.
+    int32_t ends;             // whether `last` makes `out` of what the blocks give
+    int32_t scored;           // whether `head` makes scores of `out`
+    Norm last;
+    Linear head;              // of `kind` 3 not
+    int64_t wanted;           // so many of the best scores, as quintet_head_topk; or 0 for all
+    void* scores;             // (R, outputs) of `type`
+    float* best;              // (R, wanted)
+    int64_t* best_ids;        // (R, wanted)
 };
 
 // Queries in float32, (R, H, D), over the stores; `out` (R, H * D) of the step's type. By ranges of R * G.

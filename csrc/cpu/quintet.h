@@ -94,8 +94,9 @@ int quintet_rope(int type, int angle_type, int64_t texts, int64_t heads, int64_t
 // Attention over stored keys and values; attention.h has the shapes.
 int quintet_attention(const quintet::AttentionCall* call);
 
-// 1 to 8 new tokens, over all texts, through `count` blocks of a model: call->out = what they make of call->x. Keys and
-// values of the tokens are written to the stores of each block; blocks.h has the shapes.
+// 1 to 8 new tokens, over all texts, through `count` blocks of a model: call->out = what they make of call->x, or of the
+// embeddings of call->ids; with the model's last norm and the scores of its head where the call asks for them. Keys and values of
+// the tokens are written to the stores of each block; blocks.h has the shapes.
 int quintet_blocks(const quintet::Block* blocks, int64_t count, const quintet::StepCall* call);
 
 // Sizes of the structures, so that their mirrors in Python can be compared with what was compiled.

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["BlockMap", "Family", "KeyRules"]
+__all__ = ["BlockMap", "Family", "KeyRules", "StepMap"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,30 @@ class BlockMap:
     experts: str = ""
     router: str = ""
     parallel: str | None = None
+
+
+@dataclass(frozen=True)
+class StepMap:
+    """What a base model does with tokens besides running its blocks, for code that computes a whole step at once.
+
+    It looks tokens up, adds the embeddings of their positions or makes rotary angles, runs the blocks, and norms what
+    comes out. Paths are those in the base model, "" for what there is not.
+
+    Args:
+        tokens: Table of the tokens.
+        blocks: List of the blocks.
+        norm: The last norm.
+        positions: Table of the positions, `config.max_position_embeddings` of them.
+        rotary: Module that makes cosines and sines of positions; layers have the windows that the configuration says.
+        dropout: What drops parts of the embeddings in training.
+    """
+
+    tokens: str
+    blocks: str
+    norm: str = ""
+    positions: str = ""
+    rotary: str = ""
+    dropout: str = ""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import nn
 
 from quintet.config import PreTrainedConfig
 from quintet.errors import InputError
+from quintet.family import StepMap
 from quintet.layers.activations import get_activation
 from quintet.losses import question_answering_loss, sequence_classification_loss, token_classification_loss
 from quintet.modeling import PreTrainedModel
@@ -32,6 +33,7 @@ __all__ = [
     "last_token_logits",
     "question_answering_output",
     "sequence_classifier_output",
+    "steps_by",
     "token_classifier_output",
 ]
 
@@ -47,6 +49,19 @@ def ends_with_head(forward: ForwardT) -> ForwardT:
     """
     forward.ends_with_head = forward  # type: ignore[attr-defined]
     return forward
+
+
+def steps_by(step_map: StepMap) -> Callable[[ForwardT], ForwardT]:
+    """Mark the `forward` of a base model that, given token ids, a cache and a mask of padding, does what a map says.
+
+    Native code may then do a decoding step in its place. The mark is the function itself, as that of `ends_with_head`.
+    """
+
+    def mark(forward: ForwardT) -> ForwardT:
+        forward.steps_by = forward, step_map  # type: ignore[attr-defined]
+        return forward
+
+    return mark
 
 
 def keep_logits(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:

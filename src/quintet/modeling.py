@@ -17,6 +17,7 @@ from quintet.family import BlockMap
 from quintet.fused.blocks import fuse_blocks
 from quintet.fused.cpu_experts import use_cpu_twins
 from quintet.fused.report import OptimizeReport
+from quintet.fused.whole_step import Stepped, WholeStep
 from quintet.generation import GenerationConfig
 from quintet.layers.attention import check_backend
 from quintet.layers.conv1d import Conv1D
@@ -59,6 +60,7 @@ class PreTrainedModel(Embeddings, Quantized):
         self.config = config
         self.name_or_path = config.name_or_path
         self.gradient_checkpointing = False
+        self._whole_step = WholeStep()
         self.generation_config = GenerationConfig.from_model_config(config)
 
     def finish(self, output: OutputT, return_dict: bool | None) -> OutputT | tuple[Any, ...]:
@@ -205,6 +207,19 @@ class PreTrainedModel(Embeddings, Quantized):
         report = use_cpu_twins(self)
         blocks = fuse_blocks(self, self.block_map, tuple(self._no_split_modules))
         return OptimizeReport(report.replaced + blocks.replaced, report.kept + blocks.kept, self)
+
+    def native_step(
+        self, ids: torch.Tensor, cache: Any, mask: torch.Tensor | None = None, best: int | None = None
+    ) -> Stepped | None:
+        """Do a decoding step in one native call, as the forward pass would; None, and nothing done, where it has to.
+
+        Args:
+            ids: (B, 1) int64 tokens.
+            cache: Keys and values of the tokens before; it gets theirs.
+            mask: (B, S) with 0 for padding, the new tokens included; None for none.
+            best: Return only so many of the best scores; None for all.
+        """
+        return self._whole_step.run(self, ids, cache, mask, best)
 
     # -- training helpers --------------------------------------------------------------------------------------
 

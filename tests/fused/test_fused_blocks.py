@@ -16,7 +16,7 @@ from torch import nn
 import quintet
 from quintet.auto import model_types
 from quintet.cache import DynamicCache, StaticCache
-from quintet.fused import blocks
+from quintet.fused import blocks, structs
 from quintet.kernels.loader import LEVELS, library, status
 
 pytestmark = pytest.mark.skipif(not status().native, reason=f"no native kernels: {status().reason}")
@@ -237,8 +237,8 @@ def test_the_structures_are_those_of_the_library() -> None:
     native = library()
     assert native is not None
     native.quintet_block_bytes.restype = native.quintet_step_bytes.restype = ctypes.c_int64
-    assert native.quintet_block_bytes() == ctypes.sizeof(blocks._Block)
-    assert native.quintet_step_bytes() == ctypes.sizeof(blocks._Step)
+    assert native.quintet_block_bytes() == ctypes.sizeof(structs.Block)
+    assert native.quintet_step_bytes() == ctypes.sizeof(structs.StepCall)
 
 
 @pytest.mark.parametrize("level", LEVELS)

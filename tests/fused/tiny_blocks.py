@@ -14,7 +14,7 @@ from quintet.auto import family_of
 from quintet.kernels.loader import library
 from quintet.quant.config import IntegerConfig
 
-__all__ = ["FORMATS", "TOLERANCE", "batch", "check_level", "decode", "model_of"]
+__all__ = ["FORMATS", "TOLERANCE", "batch", "check_level", "decode", "decode_whole", "model_of"]
 
 FORMATS = {
     "plain": None,
@@ -62,10 +62,25 @@ def decode(
     return torch.cat(parts[1:], 1)
 
 
+def decode_whole(
+    model: Any, ids: torch.Tensor, mask: torch.Tensor | None, prompt: int, cache: Any = None, best: int | None = None
+) -> list[Any]:
+    """What native steps give for the tokens behind the prompt, one at a time; see `decode`."""
+    found = []
+    with torch.no_grad():
+        told = None if mask is None else mask[:, :prompt]
+        cache = model(ids[:, :prompt], attention_mask=told, past_key_values=cache, use_cache=True).past_key_values
+        for place in range(prompt, ids.shape[1]):
+            told = None if mask is None else mask[:, : place + 1]
+            found.append(model.native_step(ids[:, place : place + 1], cache, told, best))
+    return found
+
+
 LEVEL_CHECK = """
 import sys
+import torch
 sys.path.insert(0, {folder!r})
-from tiny_blocks import TOLERANCE, batch, decode, model_of
+from tiny_blocks import TOLERANCE, batch, decode, decode_whole, model_of
 from quintet import cache
 from quintet.auto import model_types
 from quintet.kernels.loader import status
@@ -80,6 +95,9 @@ for family in model_types():
             model.optimize()
             got = decode(model, ids, mask, 5, cache=kind(config=model.config)).float()
             assert (got - want).abs().max() <= tolerance * want.abs().max(), (family, dtype, form)
+            steps = decode_whole(model, ids, mask, 5, cache=kind(config=model.config))
+            got = torch.stack([one.scores for one in steps], 1).float()
+            assert (got - want).abs().max() <= tolerance * want.abs().max(), (family, dtype, form, "whole")
 print("same")
 """
 

@@ -15,7 +15,7 @@ from quintet.cache import DynamicCache
 from quintet.errors import GenerationError, InputError
 from quintet.generation import DecodeState, GenerationConfig, StopStringCriteria, TemperatureLogitsWarper
 from quintet.generation.buffer import ColumnBuffer
-from quintet.generation.state import Prompt
+from quintet.generation.given import Prompt
 
 ONE = torch.tensor([[5, 6, 7]])
 PAD = 0

@@ -60,7 +60,7 @@ ONLY: dict[str, set[str]] = {
         *("config", "rules", "family", "rope", "errors"),
     },
     "losses": {"config", "errors"},
-    "heads": {"modeling", "losses", "layers", "outputs", "config", "errors"},
+    "heads": {"modeling", "losses", "layers", "outputs", "config", "family", "errors"},
     "modeling": {
         *("family", "embeddings", "fused", "quant", "swap", "generation", "checkpoint", "layers"),
         *("outputs", "config", "hub", "family", "errors"),

@@ -71,6 +71,10 @@ class DynamicLayer(CacheLayer):
                 return False
         return True
 
+    def has(self, keys: torch.Tensor | None, values: torch.Tensor | None) -> bool:
+        """Whether these are the slabs, as `slots` returned them."""
+        return keys is not None and self._keys is keys and self._values is values
+
     def slots(self, new: int) -> tuple[torch.Tensor, torch.Tensor, int, int]:
         """Make room for `new` tokens, which the caller writes and which count as stored from now on; after `takes`.
 

@@ -146,6 +146,10 @@ class Int8Layer(CacheLayer):
             return False
         return self.store.takes((rows, heads, size + 2 * (-(-size // GROUP))), new, torch.int8)
 
+    def has(self, keys: torch.Tensor | None, values: torch.Tensor | None) -> bool:
+        """See DynamicLayer.has."""
+        return self.store.has(keys, values)
+
     def slots(self, new: int) -> tuple[torch.Tensor, torch.Tensor, int, int]:
         """See DynamicLayer.slots; slabs of (B, H, capacity, W) bytes."""
         return self.store.slots(new)

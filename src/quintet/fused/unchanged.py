@@ -22,9 +22,12 @@ class Unchanged:
         self._tensors: tuple[list[Any], ...] = ([], [], [])
         self._hooks: list[dict[int, Any]] = []
 
-    def add_modules(self, root: nn.Module) -> None:
-        """Remember everything below a module, and that nothing of it has a hook."""
+    def add_modules(self, root: nn.Module, without: nn.Module | None = None) -> None:
+        """Remember a module and all below it but what is in `without`, and that nothing of it has a hook."""
+        skipped = set() if without is None else set(without.modules())
         for parent in root.modules():
+            if parent in skipped:
+                continue
             self._hooks += [parent._forward_hooks, parent._forward_pre_hooks]
             for name, child in parent.named_children():
                 _append(self._modules, parent._modules, name, child)

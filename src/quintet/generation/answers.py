@@ -7,9 +7,9 @@ from typing import Any
 
 from quintet.errors import GenerationError
 from quintet.generation.config import GenerationConfig
+from quintet.generation.given import Prompt
 from quintet.generation.processors import LogitsProcessorList, warpers
 from quintet.generation.resolve import Lengths, SpecialTokens
-from quintet.generation.state import Prompt
 
 __all__ = ["check_answers", "shape_answers"]
 

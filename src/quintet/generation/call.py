@@ -18,6 +18,7 @@ from quintet.generation.buffer import ColumnBuffer
 from quintet.generation.caches import check_room, make_cache
 from quintet.generation.chain import build_criteria, build_processors, check_callables
 from quintet.generation.config import GenerationConfig
+from quintet.generation.given import GenerativeModel, Prompt
 from quintet.generation.options import OPTIONS
 from quintet.generation.processors import LogitsProcessorList
 from quintet.generation.prompt import check_model_kwargs, pick_inputs, prepare_prompt
@@ -29,7 +30,7 @@ from quintet.generation.resolve import (
     resolve_special_tokens,
 )
 from quintet.generation.sampling import Generators
-from quintet.generation.state import DecodeState, GenerativeModel, Prompt
+from quintet.generation.state import DecodeState
 from quintet.generation.stopping import StoppingCriteriaList, StopRules
 
 __all__ = ["Arguments", "Call", "Callables", "resolve_call"]

@@ -17,11 +17,12 @@ import torch
 
 from quintet.cache import DynamicCache
 from quintet.generation.buffer import ColumnBuffer
+from quintet.generation.given import GenerativeModel, Prompt
 from quintet.generation.processors import LogitsProcessorList
 from quintet.generation.resolve import warn
 from quintet.generation.sampling import greedy
 from quintet.generation.sampling.draws import Draws
-from quintet.generation.state import DecodeState, GenerativeModel, Prompt
+from quintet.generation.state import DecodeState
 
 __all__ = ["Candidates", "Draft", "DraftModel", "DraftPlan", "DraftReader", "PromptLookup", "cut_at_end"]
 

@@ -15,8 +15,8 @@ from quintet.errors import GenerationError
 from quintet.generation import processors as built_in
 from quintet.generation import stopping
 from quintet.generation.config import GenerationConfig
+from quintet.generation.given import GenerativeModel, Prompt
 from quintet.generation.resolve import Lengths, SpecialTokens, warn
-from quintet.generation.state import GenerativeModel, Prompt
 from quintet.generation.watermark_config import as_watermarking_config
 
 __all__ = ["build_criteria", "build_processors", "check_callables"]

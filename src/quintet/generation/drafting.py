@@ -14,10 +14,11 @@ from torch import nn
 from quintet.errors import GenerationError
 from quintet.generation.call import Call
 from quintet.generation.candidates import Candidates, DraftModel, DraftPlan, DraftReader, PromptLookup
+from quintet.generation.given import GenerativeModel
 from quintet.generation.options import OPTIONS
 from quintet.generation.processors import LogitsProcessorList
 from quintet.generation.sampling.draws import Draws
-from quintet.generation.state import NOT_PER_ROW, GenerativeModel
+from quintet.generation.state import NOT_PER_ROW
 from quintet.generation.translation import SharedDraft, TextDraft, Translator, shared_tokens
 from quintet.generation.twins import use_twins
 

@@ -16,12 +16,12 @@ from quintet.generation import checks
 from quintet.generation.asynchronous import read_in_thread
 from quintet.generation.call import Arguments, Callables, resolve_call
 from quintet.generation.config import GenerationConfig
+from quintet.generation.given import GenerativeModel
 from quintet.generation.loops.column import Column
 from quintet.generation.peers import SyncedRun, find_peers
 from quintet.generation.run import Run
 from quintet.generation.sampling import Generators
 from quintet.generation.score import ScoreMixin
-from quintet.generation.state import GenerativeModel
 from quintet.generation.strategies import pick_strategy, refuse_custom
 from quintet.generation.transitions import transition_scores
 from quintet.generation.twins import use_twins

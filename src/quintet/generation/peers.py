@@ -13,10 +13,10 @@ import torch
 from torch import distributed
 
 from quintet.errors import GenerationError
+from quintet.generation.given import GenerativeModel
 from quintet.generation.loops.column import Column
 from quintet.generation.resolve import warn
 from quintet.generation.run import Run
-from quintet.generation.state import GenerativeModel
 from quintet.outputs import ModelOutput
 
 __all__ = ["Peers", "SyncedRun", "find_peers"]

@@ -14,9 +14,9 @@ import torch
 from quintet.cache import Cache, as_cache
 from quintet.errors import GenerationError, InputError, suggest
 from quintet.generation.caches import check_cache, check_text
+from quintet.generation.given import PER_TOKEN, GenerativeModel, Prompt
 from quintet.generation.options import OPTIONS
 from quintet.generation.resolve import SpecialTokens, warn
-from quintet.generation.state import PER_TOKEN, GenerativeModel, Prompt
 
 __all__ = ["check_model_kwargs", "pick_inputs", "prepare_prompt"]
 

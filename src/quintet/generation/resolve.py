@@ -15,8 +15,8 @@ import torch
 
 from quintet.errors import GenerationError, InputError
 from quintet.generation.config import GenerationConfig, several_greedy
+from quintet.generation.given import Prompt
 from quintet.generation.options import OPTIONS, works
-from quintet.generation.state import Prompt
 
 __all__ = [
     "Lengths",

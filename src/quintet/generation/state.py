@@ -9,80 +9,21 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-from quintet.cache import Cache
 from quintet.cache.record import UNKNOWN
 from quintet.errors import GenerationError, InputError
 from quintet.generation.buffer import ColumnBuffer
+from quintet.generation.given import GenerativeModel, Prompt
 
-__all__ = ["DecodeState", "GenerativeModel", "Prompt"]
+__all__ = ["DecodeState"]
 
-# Arguments of `forward` with one value per token, which grow with the sequence.
-PER_TOKEN = ("position_ids", "token_type_ids")
 # Tensors that belong to the model's heads and not to the rows of the batch.
 NOT_PER_ROW = ("head_mask", "cross_attn_head_mask")
 
-
-class GenerativeModel(Protocol):
-    """What generation needs of a model."""
-
-    config: Any
-    generation_config: Any
-    training: bool
-    forward: Callable[..., Any]
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model's inputs belong."""
-
-    def _position_limit(self) -> int | None:
-        """Return how many positions the model has, or None."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run a forward pass."""
-
-
-@dataclass
-class Prompt:
-    """What a model is to continue, checked and on the model's device.
-
-    Args:
-        ids: (B, S) tokens that the result begins with; (B, 0) for a prompt of embeddings alone.
-        feed: (B, T) those that the model has not read yet; None with embeddings.
-        embeds: (B, T, E) embeddings to read in place of tokens, or None.
-        mask: (B, P + T) with 1 for real tokens and 0 for padding; None when there is no padding.
-        cache: Keys and values of the first P tokens, or None.
-        past: P.
-        per_token: Arguments of `forward` in PER_TOKEN, each (B, T).
-        others: Further arguments of `forward`, passed on unchanged.
-    """
-
-    ids: torch.Tensor
-    feed: torch.Tensor | None = None
-    embeds: torch.Tensor | None = None
-    mask: torch.Tensor | None = None
-    cache: Cache | None = None
-    past: int = 0
-    per_token: dict[str, torch.Tensor] = field(default_factory=dict)
-    others: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def unread(self) -> int:
-        """T."""
-        tensor = self.feed if self.embeds is None else self.embeds
-        return 0 if tensor is None else tensor.shape[1]
-
-    @property
-    def positions(self) -> int:
-        """Positions that the longest row takes up once it is read."""
-        given = self.per_token.get("position_ids")
-        if given is not None:
-            return int(given[:, -1].max()) + 1
-        return self.past + self.unread if self.mask is None else int(self.mask.sum(dim=1).max())
+Best = tuple[torch.Tensor, torch.Tensor]
 
 
 class DecodeState:
@@ -186,9 +127,26 @@ class DecodeState:
                 return None  # somebody watches it, or has put something in its place
         return head if model._compiled_call_impl is None else None
 
-    def advance_states(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Read one more token of each row, (B,), and return what `open_head` is to read, (B, E)."""
-        return self._forward(self._next_inputs(tokens[:, None]), states=True)
+    def advance_best(self, tokens: torch.Tensor, count: int) -> tuple[torch.Tensor, Best | None]:
+        """Read one more token of each row, (B,), and return what `open_head` reads, and the best it makes of it.
+
+        Args:
+            tokens: (B,).
+            count: k.
+
+        Returns:
+            The states, (B, E), and the k best scores and their tokens, (B, k) each; None for these where the head has
+            to be asked for the scores of all tokens.
+        """
+        inputs = self._next_inputs(tokens[:, None])  # (B,) -> (B, 1)
+        model: Any = self.model
+        native, outputs = self._run(
+            inputs, lambda: model.base_model(**inputs, use_cache=True, return_dict=True), best=count
+        )
+        if native is not None:
+            return native.states, native.best
+        states = outputs.last_hidden_state[:, -1]  # (B, 1, E) -> (B, E)
+        return states, self.open_head.best_outputs(states, count)
 
     def advance_many(self, tokens: torch.Tensor, keep: int | None = None) -> torch.Tensor:
         """Read the next tokens of each row, (B, N), and return the scores after each of them, (B, N, V) in float32.
@@ -219,40 +177,17 @@ class DecodeState:
             self._all_ids.append(column)
         return {"input_ids": self._all_ids.view, **{name: one.view for name, one in self._per_token.items()}}
 
-    def _forward(self, inputs: dict[str, Any], keep: int = 1, unread: int = 0, states: bool = False) -> torch.Tensor:
+    def _forward(self, inputs: dict[str, Any], keep: int = 1, unread: int = 0) -> torch.Tensor:
         """Run the model; return the scores of the last token, (B, V), or those of the last `keep`, (B, keep, V).
 
-        The last `unread` columns of the mask belong to tokens that come later. With `states` the head is left out, and
-        its input comes back, (B, E).
+        The last `unread` columns of the mask belong to tokens that come later.
         """
-        if self.cache is not None:
-            inputs["past_key_values"] = self.cache
-        if self._mask is not None:
-            inputs["attention_mask"] = self._mask.view[:, : self._mask.length - unread]
-        length = self.cache.get_seq_length() if self.cache is not None else 0
-        if self.before_forward is not None:
-            self.before_forward()
-        try:
-            if states:
-                model: Any = self.model
-                outputs = model.base_model(**inputs, use_cache=True, return_dict=True)
-            else:
-                outputs = self.model(**inputs, **self._others, **self._fixed_for(keep))
-        except BaseException:
-            # Ctrl-C or an error in the middle of the layers: some of them have stored this token and some have not.
-            if self.cache is not None:
-                self.cache.crop(length)
-            raise
-        if self._use_cache:
-            self.cache = outputs.past_key_values
-            if self.cache is None:
-                raise GenerationError(
-                    f"{type(self.model).__name__} returned no past_key_values. Call generate(use_cache=False)."
-                )
-            self._note(inputs, length)
-        if states:
-            last: torch.Tensor = outputs.last_hidden_state
-            return last[:, -1]
+        native, outputs = self._run(
+            inputs, lambda: self.model(**inputs, **self._others, **self._fixed_for(keep)), unread=unread
+        )
+        if native is not None:
+            scores: torch.Tensor = native.scores
+            return scores.float()
         if self._collect:
             self.collected = {name: getattr(outputs, name, None) for name in self._collect}
         logits = outputs.logits
@@ -266,6 +201,56 @@ class DecodeState:
                 "(rows, tokens, vocabulary). Give input_ids of shape (rows, tokens)."
             )
         return logits[:, -1].to(torch.float32, copy=True)  # a copy, so that the scores of the prompt can be freed
+
+    def _run(
+        self, inputs: dict[str, Any], forward: Callable[[], Any], *, unread: int = 0, best: int | None = None
+    ) -> tuple[Any, Any]:
+        """Let the model read its inputs, in one native call where it can do a step so.
+
+        Args:
+            inputs: What it is to read; cache and mask are put in.
+            forward: Runs the model on them.
+            unread: See `_forward`.
+            best: How many of the best scores are wanted of a native step; None for all scores.
+
+        Returns:
+            What the native step gives and None, or None and what `forward` returns.
+        """
+        if self.cache is not None:
+            inputs["past_key_values"] = self.cache
+        if self._mask is not None:
+            inputs["attention_mask"] = self._mask.view[:, : self._mask.length - unread]
+        length = self.cache.get_seq_length() if self.cache is not None else 0
+        if self.before_forward is not None:
+            self.before_forward()
+        native = outputs = None
+        try:
+            native = self._natively(inputs, best)
+            if native is None:
+                outputs = forward()
+        except BaseException:
+            # Ctrl-C or an error in the middle of the layers: some of them have stored this token and some have not.
+            if self.cache is not None:
+                self.cache.crop(length)
+            raise
+        if self._use_cache:
+            self.cache = self.cache if outputs is None else outputs.past_key_values
+            if self.cache is None:
+                raise GenerationError(
+                    f"{type(self.model).__name__} returned no past_key_values. Call generate(use_cache=False)."
+                )
+            self._note(inputs, length)
+        return native, outputs
+
+    def _natively(self, inputs: dict[str, Any], best: int | None) -> Any:
+        """Return what a native step makes of one token of each row, or None where the model has to read the inputs."""
+        step = getattr(type(self.model), "native_step", None)  # of the class: a wrapper may pass on what is inside it
+        if step is None or self._collect or self._others or self._per_token or not self._use_cache:
+            return None
+        ids = inputs.get("input_ids")
+        if self.cache is None or ids is None or ids.shape[1] != 1:
+            return None
+        return step(self.model, ids, self.cache, inputs.get("attention_mask"), best)
 
     def _note(self, inputs: dict[str, Any], start: int) -> None:
         """Tell the cache what it was just read from; padding and embeddings are no tokens."""

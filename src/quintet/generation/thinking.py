@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from quintet.errors import GenerationError
+from quintet.generation.given import Prompt
 from quintet.generation.resolve import warn
 from quintet.generation.rows import RowFollower
-from quintet.generation.state import Prompt
 from quintet.generation.thinking_formats import ThinkingFormat, thinking_format
 
 __all__ = ["ThinkingBudgetLogitsProcessor", "ThinkingRow", "prompt_tokens", "thinking_processor"]

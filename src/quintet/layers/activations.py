@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch.nn import functional as F
@@ -13,6 +12,11 @@ from quintet.errors import ConfigError, suggest
 __all__ = ["ACTIVATIONS", "get_activation"]
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
+
+
+def _tanh_gelu(x: torch.Tensor) -> torch.Tensor:  # not a partial: a copy of a model has the same function
+    return F.gelu(x, approximate="tanh")
+
 
 # "gelu" is the exact form x * Phi(x); the others marked tanh are its approximation
 # 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) of Hendrycks and Gimpel (arXiv 1606.08415).
@@ -24,9 +28,9 @@ ACTIVATIONS: dict[str, Activation] = {
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
     "gelu": F.gelu,
-    "gelu_new": partial(F.gelu, approximate="tanh"),
-    "gelu_fast": partial(F.gelu, approximate="tanh"),
-    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+    "gelu_new": _tanh_gelu,
+    "gelu_fast": _tanh_gelu,
+    "gelu_pytorch_tanh": _tanh_gelu,
 }
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from quintet.cache import Cache
 from quintet.errors import InputError
 
-__all__ = ["MaskSpec", "make_encoder_mask", "make_masks"]
+__all__ = ["MaskSpec", "make_encoder_mask", "make_masks", "padding_of"]
 
 Made = TypeVar("Made")
 
@@ -218,10 +218,10 @@ def _read(
             f"attention_mask has shape {tuple(attention_mask.shape)}, but must be {(rows, total)}: a 1 or 0 for each "
             f"of the {(total or 0) - queries} cached and {queries} new tokens of each of the {rows} rows."
         )
-    return _padding(attention_mask), None
+    return padding_of(attention_mask), None
 
 
-def _padding(mask: torch.Tensor) -> torch.Tensor | None:
+def padding_of(mask: torch.Tensor) -> torch.Tensor | None:
     """Return a mask of ones and zeros as bool, or None when nothing is padded and looking costs nothing."""
     padding = mask.bool() if not mask.is_floating_point() else mask > 0
     # On a CPU looking is free and lets the kernels run without a mask; elsewhere it would stall the device.
@@ -268,4 +268,4 @@ def make_encoder_mask(mask: torch.Tensor | None, *, rows: int, queries: int, sta
             f"encoder_attention_mask has shape {tuple(mask.shape)}, but must be {(rows, states)}: a 1 or 0 for each of "
             f"the {states} encoder states of each of the {rows} rows."
         )
-    return MaskSpec(queries, states, causal=False, padding=_padding(mask))
+    return MaskSpec(queries, states, causal=False, padding=padding_of(mask))

@@ -18,7 +18,7 @@ from torch import nn
 from quintet.cache import DynamicCache, EncoderDecoderCache
 from quintet.config import PreTrainedConfig, check_heads
 from quintet.errors import ConfigError, InputError
-from quintet.family import BlockMap, Family, KeyRules
+from quintet.family import BlockMap, Family, KeyRules, StepMap
 from quintet.generation import GenerationMixin
 from quintet.heads import (
     SequenceSummary,
@@ -26,6 +26,7 @@ from quintet.heads import (
     keep_logits,
     question_answering_output,
     sequence_classifier_output,
+    steps_by,
     token_classifier_output,
 )
 from quintet.layers.activations import ACTIVATIONS, get_activation
@@ -352,6 +353,7 @@ class GPT2Model(GPT2PreTrainedModel):
             attention: Any = self.h[layer].attn
             attention.prune_heads(heads)
 
+    @steps_by(StepMap(tokens="wte", positions="wpe", dropout="drop", blocks="h", norm="ln_f"))
     def forward(
         self,
         input_ids: Tensor | None = None,

@@ -15,13 +15,14 @@ from torch import nn
 
 from quintet.config import PreTrainedConfig
 from quintet.errors import ConfigError
-from quintet.family import BlockMap, Family, KeyRules
+from quintet.family import BlockMap, Family, KeyRules, StepMap
 from quintet.generation import GenerationMixin
 from quintet.heads import (
     ends_with_head,
     keep_logits,
     question_answering_output,
     sequence_classifier_output,
+    steps_by,
     token_classifier_output,
 )
 from quintet.layers.activations import ACTIVATIONS, get_activation
@@ -285,6 +286,9 @@ class GPTNeoXModel(GPTNeoXPreTrainedModel):
         """Replace `embed_in`."""
         self.embed_in = value  # type: ignore[assignment]
 
+    @steps_by(
+        StepMap(tokens="embed_in", rotary="rotary_emb", dropout="emb_dropout", blocks="layers", norm="final_layer_norm")
+    )
     def forward(
         self,
         input_ids: Tensor | None = None,

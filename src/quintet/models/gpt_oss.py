@@ -16,9 +16,15 @@ from torch import nn
 
 from quintet.config import PreTrainedConfig, check_shapes
 from quintet.errors import ConfigError, suggest
-from quintet.family import BlockMap, Family, KeyRules
+from quintet.family import BlockMap, Family, KeyRules, StepMap
 from quintet.generation import GenerationMixin
-from quintet.heads import GenericForSequenceClassification, GenericForTokenClassification, ends_with_head, keep_logits
+from quintet.heads import (
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+    ends_with_head,
+    keep_logits,
+    steps_by,
+)
 from quintet.layers.activations import ACTIVATIONS
 from quintet.layers.attention import attend
 from quintet.layers.begin import Past, begin_rotary, open_cache
@@ -351,6 +357,7 @@ class GptOssModel(GptOssPreTrainedModel):
         """Replace `embed_tokens`."""
         self.embed_tokens = value  # type: ignore[assignment]
 
+    @steps_by(StepMap(tokens="embed_tokens", rotary="rotary_emb", blocks="layers", norm="norm"))
     def forward(
         self,
         input_ids: Tensor | None = None,

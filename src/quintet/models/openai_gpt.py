@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from quintet.config import PreTrainedConfig, check_heads
-from quintet.family import BlockMap, Family, KeyRules
+from quintet.family import BlockMap, Family, KeyRules, StepMap
 from quintet.generation import GenerationMixin
-from quintet.heads import SequenceSummary, ends_with_head, keep_logits, last_token_logits
+from quintet.heads import SequenceSummary, ends_with_head, keep_logits, last_token_logits, steps_by
 from quintet.layers.activations import get_activation
 from quintet.layers.attention import attend
 from quintet.layers.begin import Past, begin_learned, open_cache
@@ -269,6 +269,7 @@ class OpenAIGPTModel(OpenAIGPTPreTrainedModel):
             attention: Any = self.h[layer].attn
             attention.prune_heads(heads)
 
+    @steps_by(StepMap(tokens="tokens_embed", positions="positions_embed", dropout="drop", blocks="h"))
     def forward(
         self,
         input_ids: Tensor | None = None,

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from quintet.config import PreTrainedConfig, check_shapes
-from quintet.family import BlockMap, Family, KeyRules
+from quintet.family import BlockMap, Family, KeyRules, StepMap
 from quintet.generation import GenerationMixin
 from quintet.heads import (
     GenericForQuestionAnswering,
@@ -22,6 +22,7 @@ from quintet.heads import (
     GenericForTokenClassification,
     ends_with_head,
     keep_logits,
+    steps_by,
 )
 from quintet.layers.activations import ACTIVATIONS, get_activation
 from quintet.layers.attention import attend
@@ -279,6 +280,7 @@ class SeedOssModel(SeedOssPreTrainedModel):
         """Replace `embed_tokens`."""
         self.embed_tokens = value  # type: ignore[assignment]
 
+    @steps_by(StepMap(tokens="embed_tokens", rotary="rotary_emb", blocks="layers", norm="norm"))
     def forward(
         self,
         input_ids: Tensor | None = None,

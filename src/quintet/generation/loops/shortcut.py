@@ -86,11 +86,10 @@ class Shortcut:
         head = self._state.open_head
         if head is None:  # somebody listens to it now
             return Next(self._state.advance(tokens), self._processors)
-        states = self._state.advance_states(tokens)  # (A, E)
-        found = head.best_outputs(states, 1 if self._k is None else self._k + SPARE)
+        states, found = self._state.advance_best(tokens, 1 if self._k is None else self._k + SPARE)  # (A, E)
         if found is not None:
             best, places = found
-            usable = bool(((best[:, 0] > -math.inf) & (best[:, 0] < math.inf)).all())
+            usable = all(map(math.isfinite, best[:, 0].tolist()))
             if usable and self._k is None:
                 return Next(best[:, :0], self._left, places[:, 0])
             scores = self._row(best, places, len(head.weight)) if usable else None

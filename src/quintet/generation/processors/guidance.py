@@ -11,10 +11,11 @@ import torch
 
 from quintet.errors import InputError
 from quintet.generation import checks, sampling
+from quintet.generation.given import Prompt
 from quintet.generation.processors.base import LogitsProcessor, expanded
 from quintet.generation.prompt import pick_inputs, prepare_prompt
 from quintet.generation.resolve import SpecialTokens
-from quintet.generation.state import DecodeState, Prompt
+from quintet.generation.state import DecodeState
 
 __all__ = ["UnbatchedClassifierFreeGuidanceLogitsProcessor"]
 

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from quintet.errors import GenerationError
+from quintet.generation.given import Prompt
 from quintet.generation.rows import RowFollower
-from quintet.generation.state import Prompt
 from quintet.generation.structured.compile import NO_TOKEN, CompiledForm, allowed_tokens, compile_form
 from quintet.generation.structured.formats import read_format
 from quintet.generation.structured.vocabulary import vocabulary_of
