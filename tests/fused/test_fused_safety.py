@@ -8,13 +8,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
 import quintet
 from quintet.auto import family_of
+from quintet.cache import Cache, DynamicCache, Int8Cache
 from quintet.fused.blocks import FusedBlocks
 from quintet.kernels.loader import status
 from quintet.quant import packed_experts
@@ -22,12 +23,14 @@ from quintet.quant.config import IntegerConfig
 
 pytestmark = pytest.mark.skipif(not status().native, reason=f"no native kernels: {status().reason}")
 PATIENCE = 240  # seconds for a process that takes a few
-# Family, type, format: steps of each kind, wide enough that products are shared among threads.
-KINDS: tuple[tuple[str, torch.dtype, Any], ...] = (
-    ("seed_oss", torch.float32, None),
-    ("gpt2", torch.bfloat16, IntegerConfig(4)),
-    ("gpt_neox", torch.float32, IntegerConfig(8)),
-    ("gpt_oss", torch.bfloat16, "mxfp4"),
+# Family, type, format, cache: steps of each kind, wide enough that products are shared among threads.
+KINDS: tuple[tuple[str, torch.dtype, Any, type[Cache]], ...] = (
+    ("seed_oss", torch.float32, None, DynamicCache),
+    ("gpt2", torch.bfloat16, IntegerConfig(4), DynamicCache),
+    ("gpt_neox", torch.float32, IntegerConfig(8), DynamicCache),
+    ("gpt_oss", torch.bfloat16, "mxfp4", DynamicCache),
+    ("seed_oss", torch.bfloat16, IntegerConfig(8), Int8Cache),
+    ("gpt_oss", torch.float32, "mxfp4", Int8Cache),
 )
 WIDE: dict[str, dict[str, int]] = {
     "seed_oss": {"hidden_size": 256, "intermediate_size": 512},
@@ -37,10 +40,17 @@ WIDE: dict[str, dict[str, int]] = {
 }
 
 
-def models() -> list[Any]:
+class Kind(NamedTuple):
+    """A model, and what it keeps keys and values in."""
+
+    model: Any
+    cache: type[Cache]
+
+
+def models() -> list[Kind]:
     """A model of each kind, ready to decode."""
     made = []
-    for family, dtype, form in KINDS:
+    for family, dtype, form, cache in KINDS:
         torch.manual_seed(0)
         record = family_of(family)
         model = record.classes["causal-lm"](record.tiny(**WIDE[family])).eval()
@@ -49,27 +59,29 @@ def models() -> list[Any]:
         model.to(dtype)
         model.optimize()
         assert any(type(module) is FusedBlocks for module in model.modules())
-        made.append(model)
+        made.append(Kind(model, cache))
     return made
 
 
-def begin(model: Any, seed: int, tokens: int = 20) -> tuple[torch.Tensor, Any]:
+def begin(kind: Kind, seed: int, tokens: int = 20) -> tuple[torch.Tensor, Any]:
     """Tokens that are to come, and a cache with a prompt of 4."""
     ids = torch.randint(1, 90, (1, 4 + tokens), generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
-        return ids[:, 4:], model(ids[:, :4], use_cache=True).past_key_values
+        cache = kind.cache(config=kind.model.config)
+        return ids[:, 4:], kind.model(ids[:, :4], past_key_values=cache, use_cache=True).past_key_values
 
 
-def go_on(model: Any, ids: torch.Tensor, cache: Any) -> bytes:
+def go_on(kind: Kind, ids: torch.Tensor, cache: Any) -> bytes:
     """Logits of tokens that are given one at a time."""
+    assert type(cache) is kind.cache
     with torch.no_grad():
-        parts = [model(one, past_key_values=cache, use_cache=True).logits.float() for one in ids.split(1, dim=1)]
+        parts = [kind.model(one, past_key_values=cache, use_cache=True).logits.float() for one in ids.split(1, dim=1)]
     return torch.cat(parts, 1).numpy().tobytes()
 
 
-def decode(model: Any, seed: int) -> bytes:
+def decode(kind: Kind, seed: int) -> bytes:
     """Both."""
-    return go_on(model, *begin(model, seed))
+    return go_on(kind, *begin(kind, seed))
 
 
 def in_process(code: str) -> list[str]:

@@ -13,10 +13,20 @@ import pytest
 import torch
 
 import quintet
+from quintet.kernels.attention import attention_reference, native_attention
+from quintet.kernels.head import native_head_topk
 from quintet.kernels.integers import native_int4_linear, native_int8_linear
 from quintet.kernels.linear import native_matvec
-from quintet.kernels.loader import LEVELS, library, status
+from quintet.kernels.loader import FEW_ROWS, LEVELS, NATIVE_OPS, library, status
 from quintet.kernels.mxfp4 import mxfp4_experts_reference, native_mxfp4_experts, native_mxfp4_matvec
+from quintet.kernels.norms import (
+    layer_norm_reference,
+    native_layer_norm,
+    native_rms_norm,
+    native_rope,
+    rms_norm_reference,
+    rope_reference,
+)
 from quintet.kernels.packing import dequantize_int4, dequantize_int8, quantize_int4, quantize_int8
 from quintet.quant.mxfp4 import unpack
 
@@ -91,8 +101,88 @@ def experts(dtype: torch.dtype, count: int = 4, hidden: int = 96, inner: int = 6
     return parts, call, exact
 
 
-OPERATIONS: list[Callable[..., Made]] = [matvec, int8, int8_channels, int4, mxfp4, experts]
-BY_ROW = ("x", "indices", "shares")
+def attention(dtype: torch.dtype, tokens: int = 3, keys: int = 40) -> Made:
+    parts = {"queries": torch.randn(MOST, 4, tokens, 20), "sinks": torch.randn(4)}
+    parts |= {name: torch.randn(MOST, 2, keys, 20) for name in ("keys", "values")}
+    parts = {name: part.to(dtype) for name, part in parts.items()}
+    parts["seen"] = torch.rand(MOST, keys) > 0.2
+    q, sinks, k, v = (part.double() for name, part in parts.items() if name != "seen")
+    exact = attention_reference(q, k, v, 0.2, True, 30, parts["seen"], sinks)
+
+    def call(p: Parts) -> torch.Tensor | None:
+        return native_attention(p["queries"], p["keys"], p["values"], 0.2, True, 30, p["seen"], p["sinks"])
+
+    return parts, call, exact
+
+
+def attention_of_prompts(dtype: torch.dtype) -> Made:
+    return attention(dtype, 30, 35)
+
+
+def head(dtype: torch.dtype, inputs: int = 135, outputs: int = 29, best: int = 7) -> Made:
+    parts, _, logits = matvec(dtype, inputs, outputs)
+
+    def call(p: Parts) -> torch.Tensor | None:
+        found = [native_head_topk(some, p["weight"], best, bias=p["bias"]) for some in p["x"].split(FEW_ROWS)]
+        return None if None in found else torch.cat([one[0] for one in found]).to(dtype)  # type: ignore[index]
+
+    return parts, call, logits.topk(best).values
+
+
+def norm(dtype: torch.dtype, size: int = 135) -> tuple[Parts, torch.Tensor]:
+    parts = {"x": torch.randn(MOST, size), "residual": torch.randn(MOST, size), "scale": torch.randn(size)}
+    parts = {name: part.to(dtype) for name, part in {**parts, "shift": torch.randn(size)}.items()}
+    return parts, (parts["x"] + parts["residual"]).double()  # the sum is rounded before it is normed
+
+
+def rms_norm(dtype: torch.dtype) -> Made:
+    parts, total = norm(dtype)
+    del parts["shift"]
+
+    def call(p: Parts) -> torch.Tensor | None:
+        found = native_rms_norm(p["x"], p["scale"], 1e-5, p["residual"])
+        return None if found is None else found[0]
+
+    return parts, call, rms_norm_reference(total, parts["scale"].double(), 1e-5)[0]
+
+
+def layer_norm(dtype: torch.dtype) -> Made:
+    parts, total = norm(dtype)
+
+    def call(p: Parts) -> torch.Tensor | None:
+        found = native_layer_norm(p["x"], p["scale"], p["shift"], 1e-5, p["residual"])
+        return None if found is None else found[0]
+
+    return parts, call, layer_norm_reference(total, parts["scale"].double(), parts["shift"].double(), 1e-5)[0]
+
+
+def rope(dtype: torch.dtype) -> Made:
+    angles = torch.randn(MOST, 5, 16)
+    parts = {"queries": torch.randn(MOST, 3, 5, 24), "cosines": angles.cos(), "sines": angles.sin()}
+    parts = {name: part.to(dtype) for name, part in parts.items()}
+    exact = rope_reference(*(part.double() for part in parts.values()))
+    return parts, lambda p: native_rope(p["queries"], p["cosines"], p["sines"]), exact
+
+
+OPERATIONS: list[Callable[..., Made]] = [
+    *(matvec, int8, int8_channels, int4, mxfp4, experts),
+    *(attention, attention_of_prompts, head, rms_norm, layer_norm, rope),
+]
+BY_ROW = ("x", "indices", "shares", "residual", "queries", "keys", "values", "seen", "cosines", "sines")
+# These may lie in any order; of the others a kernel may take some orders only.
+ANY_ORDER = ("x", "indices", "shares", "residual", "bias", "seen", "sinks", "cosines", "sines")
+# Twice and more for what is rounded on the way, where products are of bfloat16: the values between the two products of
+# an expert, the shares of attention. The second is of the length.
+LOOSER: dict[Callable[..., Made], tuple[float, float]] = {
+    **{experts: (4, 2), attention: (3, 2), attention_of_prompts: (3, 2)},
+}
+
+
+def test_no_operation_is_left_out() -> None:
+    """The blocks of a model have tests of their own, in tests/fused."""
+    called = {"int8": "int8_linear", "int8_channels": "int8_linear", "int4": "int4_linear", "mxfp4": "mxfp4_matvec"}
+    called |= {"experts": "mxfp4_experts", "attention_of_prompts": "attention", "head": "head_topk"}
+    assert {called.get(make.__name__, make.__name__) for make in OPERATIONS} == {*NATIVE_OPS} - {"blocks"}
 
 
 def named(value: Any) -> str:
@@ -106,15 +196,15 @@ def test_every_batch_from_1_to_33(make: Callable[..., Made], dtype: torch.dtype)
     parts, call, exact = make(dtype)
     alone = call({name: part[:1] if name in BY_ROW else part for name, part in parts.items()})
     assert alone is not None
-    # values between the two products of an expert are rounded too, where products are of bfloat16
-    bound = BOUNDS[dtype] * float(exact.abs().max()) * (4 if make is experts else 1)
+    apart, length = LOOSER.get(make, (1, 1))
+    bound = BOUNDS[dtype] * float(exact.abs().max()) * apart
     for rows in range(1, MOST + 1):
         for begin in {0, MOST - rows}:
             part = slice(begin, begin + rows)
             got = call({name: one[part] if name in BY_ROW else one for name, one in parts.items()})
             assert got is not None and got.dtype == dtype and got.shape == exact[part].shape
             assert float((got.double() - exact[part]).abs().max()) <= bound
-            assert make is experts or float((got.double() - exact[part]).norm() / exact[part].norm()) <= LENGTHS[dtype]
+            assert float((got.double() - exact[part]).norm() / exact[part].norm()) <= LENGTHS[dtype] * length
             if begin == 0:
                 assert torch.equal(got[:1], alone), f"a row depends on its batch of {rows}"
 
@@ -177,7 +267,7 @@ def test_orders_and_starts_in_memory(make: Callable[..., Made], name: str, dtype
     for change in (strided, turned):
         got = call({**parts, name: change(parts[name])})
         assert got is None or torch.equal(got, want)
-        assert got is not None or name not in (*BY_ROW, "bias"), "activations may have any order"
+        assert got is not None or name not in ANY_ORDER, "activations may have any order"
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=named)

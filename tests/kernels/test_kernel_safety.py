@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,18 @@ import pytest
 import torch
 
 import quintet
-from quintet.kernels import integers, linear, mxfp4
+from quintet.kernels import attention, head, integers, linear, mxfp4, norms
+from quintet.kernels.attention import native_attention
+from quintet.kernels.head import native_head_topk
 from quintet.kernels.integers import native_int4_linear, native_int8_linear
 from quintet.kernels.linear import native_matvec
-from quintet.kernels.loader import PATH, library, status
+from quintet.kernels.loader import FEW_ROWS, NATIVE_OPS, PATH, library, status
 from quintet.kernels.mxfp4 import native_mxfp4_experts, native_mxfp4_matvec
+from quintet.kernels.norms import native_layer_norm, native_rms_norm, native_rope
 from quintet.kernels.packing import quantize_int4, quantize_int8
 
 pytestmark = pytest.mark.skipif(library() is None, reason=f"no native kernels: {status().reason}")
-MODULES = (linear, mxfp4, integers)
+MODULES = (linear, mxfp4, integers, attention, head, norms)
 PATIENCE = 240  # seconds for a process that takes two
 
 
@@ -40,16 +43,40 @@ def calls(rows: int) -> dict[str, Callable[[], torch.Tensor | None]]:
     into, out = packed(2 * 256, 10, 4), packed(320, 8, 4)
     stacks = (*into, torch.randn(4, 512), *out, torch.randn(4, 320))
     indices, shares = torch.randint(0, 4, (rows, 2)), torch.rand(rows, 2)
+    q, k, v = torch.randn(2, 8, rows, 32), torch.randn(2, 2, rows + 600, 32), torch.randn(2, 2, rows + 600, 32)
+    seen, sinks = torch.rand(2, rows + 600) > 0.2, torch.randn(8)
+    wide, residual, scale, shift = torch.randn(rows, 1100), torch.randn(rows, 1100), torch.randn(1100), bias
+    cosines, sines = torch.randn(2, rows, 16).cos(), torch.randn(2, rows, 16).sin()
     return {
         "matvec": lambda: native_matvec(x, weight, bias),
         "int8_linear": lambda: native_int8_linear(x, *eight, bias),
         "int4_linear": lambda: native_int4_linear(x, *four, bias),
         "mxfp4_matvec": lambda: native_mxfp4_matvec(x, *mx, bias),
         "mxfp4_experts": lambda: native_mxfp4_experts(x, indices, shares, stacks, 1.7, 7.0),
+        "attention": lambda: native_attention(q, k, v, 0.2, True, 500, seen, sinks),
+        "head_topk": lambda: together(native_head_topk(x[:FEW_ROWS], weight, 9, bias=bias)),
+        "rms_norm": lambda: first(native_rms_norm(wide, scale, 1e-5, residual)),
+        "layer_norm": lambda: first(native_layer_norm(wide, scale, shift, 1e-5, residual)),
+        "rope": lambda: native_rope(q, cosines, sines),
     }
 
 
+def first(found: tuple[torch.Tensor, ...] | None) -> torch.Tensor | None:
+    """The norm; the sum with the residual, which it is of, is the second."""
+    return None if found is None else found[0]
+
+
+def together(found: tuple[torch.Tensor, ...] | None) -> torch.Tensor | None:
+    """Logits, tokens and the log-sum-exp of each row."""
+    return None if found is None else torch.cat([found[0], found[1].float(), found[2][:, None]], dim=1)
+
+
 OPERATIONS = sorted(calls(1))
+
+
+def test_no_operation_is_left_out() -> None:
+    """The blocks of a model have tests of their own, in tests/fused."""
+    assert {*OPERATIONS, "blocks"} == set(NATIVE_OPS)
 
 
 def in_process(code: str, *, patience: float = PATIENCE, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -87,11 +114,22 @@ class WithNull:
 
         def called(*given: Any) -> int:
             for place, (kind, value) in enumerate(zip(function.argtypes, given, strict=True)):
-                if kind is ctypes.c_void_p and value is not None:
+                if isinstance(getattr(value, "_obj", None), ctypes.Structure):  # buffers within a structure
+                    self.codes.extend(function(ctypes.byref(one)) for one in each_with_null(value._obj))
+                elif kind is ctypes.c_void_p and value is not None:
                     self.codes.append(function(*given[:place], None, *given[place + 1 :]))
             return int(function(*given))
 
         return called
+
+
+def each_with_null(structure: Any) -> Iterator[ctypes.Structure]:
+    """Copies with null in the place of one buffer each."""
+    for name, kind in structure._fields_:
+        if kind is ctypes.c_void_p and getattr(structure, name) is not None:
+            copy = type(structure).from_buffer_copy(structure)
+            setattr(copy, name, None)
+            yield copy
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -102,8 +140,9 @@ def test_null_is_refused_wherever_something_must_be(name: str, monkeypatch: pyte
         monkeypatch.setattr(module, "library", lambda: native)
     assert torch.equal(call(), before)
     assert len(native.codes) >= 4 and set(native.codes) <= {0, 1}
-    # a bias, and the zero points of 4 bits, need not be there; every other buffer must
-    assert native.codes.count(0) == {"int4_linear": 2, "mxfp4_experts": 0}.get(name, 1)
+    # a bias, the zero points of 4 bits, padding, sinks and room for a log-sum-exp need not be there; all else must
+    may = {"int4_linear": 2, "mxfp4_experts": 0, "attention": 2, "head_topk": 2, "rms_norm": 0, "rope": 0}
+    assert native.codes.count(0) == may.get(name, 1)
 
 
 def test_no_scales_and_scales_of_another_size_are_not_read() -> None:
