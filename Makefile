@@ -24,11 +24,12 @@ STAMP := $(VENV)/.installed
 STAMP_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint sanitize clean
+.PHONY: help demo test test-plain lint sanitize clean
 
 help:
 	@echo "make demo   set up .venv and stream a story from the bundled model"
 	@echo "make test   set up .venv with the development tools, then ruff, mypy and pytest"
+	@echo "make test-plain  the same tests in plain PyTorch, without the native kernels"
 	@echo "make lint   only ruff and mypy"
 	@echo "make sanitize  the native kernels under the sanitizers of addresses, undefined behaviour and threads"
 	@echo "make clean  remove build results and caches (not .venv)"
@@ -58,6 +59,11 @@ lint: $(STAMP_DEV)
 test: lint
 	$(BIN)/pytest $(PYTEST_ARGS)
 
+# As on a machine without a compiler.
+test-plain: export QUINTET_NATIVE = 0
+test-plain: $(STAMP_DEV)
+	$(BIN)/pytest $(PYTEST_ARGS)
+
 # A program of its own with buffers of exact sizes, and the tests of the kernels with a library that is watched.
 SANITIZERS := address,undefined
 RUNTIMES = $(foreach name,asan stdc++,$(shell $${CXX:-g++} -print-file-name=lib$(name).so))
@@ -66,7 +72,7 @@ sanitize: $(STAMP_DEV)
 	$(BIN)/python csrc/tests/run.py --sanitize thread --threads 4 --cases 100
 	$(BIN)/python csrc/tests/run.py --sanitize $(SANITIZERS) --package build/watched
 	LD_PRELOAD="$(RUNTIMES)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/watched \
-	  $(BIN)/pytest -q -p no:cacheprovider tests/kernels tests/fused/test_fused_blocks.py tests/fused/test_fused_safety.py
+	  $(BIN)/pytest -q -p no:cacheprovider tests/kernels tests/fused
 
 clean:
 	rm -rf build dist src/*.egg-info src/quintet/kernels/_cpu.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
