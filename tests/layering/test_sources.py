@@ -83,3 +83,67 @@ def test_nothing_is_unpickled_or_run() -> None:
 @pytest.mark.parametrize("name", [*LONG, *PICKLES])
 def test_files_with_a_reason_exist(name: str) -> None:
     assert (SOURCE / name).is_file()
+
+
+# Where layers ask which device they are on: why. What a module computes, and how weights are stored, never depends on
+# it in a family or a layer; twins (fused/, quant/) are put in the place of modules for that.
+ON_DEVICE = {
+    ("layers/conv1d.py", "lay_out"): "the order in memory that products on a CPU want; the loader asks for it",
+    ("layers/experts.py", "forward"): "a look at who asks which expert makes a GPU wait",
+    ("layers/inputs.py", "check_ids"): "a look at ids makes a GPU wait",
+    ("layers/inputs.py", "_check_cache_position"): "a look at positions makes a GPU wait",
+    ("layers/masks.py", "_read"): "a look at a cache's length makes a GPU wait",
+    ("layers/masks.py", "padding_of"): "a look at padding makes a GPU wait",
+    ("layers/attention/eager.py", "eager"): "autocast is switched off by the name of a device",
+    ("layers/attention/flash.py", "_on_gpu"): "the package is for GPUs",
+    ("layers/attention/flex.py", "flex"): "torch has no gradients of it on a CPU, and compiles it for others",
+    ("layers/attention/sdpa.py", "_is_slow"): "which of torch's kernels for a CPU are slow",
+    ("layers/attention/sdpa.py", "_shares_keys"): "which of torch's kernels read grouped heads in place",
+    ("layers/attention/sinks.py", "lse_kernels"): "which of torch's kernels give the log-sum-exp",
+}
+# Names that only somebody who asks how weights are stored needs.
+STORED = {"quantization_config", "is_quantized", "weight_packed", "weight_scale", "dequantize", "unpack"}
+
+
+def device_questions(tree: ast.AST) -> Iterator[str]:
+    """Functions that ask for the kind of a device; "meta" is none, as nothing has values there."""
+    for function in ast.walk(tree):
+        if not isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            continue
+        meta = {
+            id(side)
+            for node in ast.walk(function)
+            if isinstance(node, ast.Compare) and "'meta'" in map(ast.unparse, node.comparators)
+            for side in ast.walk(node)
+        }
+        for node in ast.walk(function):
+            if isinstance(node, ast.Attribute) and id(node) not in meta:
+                owner = ast.unparse(node.value).rpartition(".")[2]
+                if node.attr in ("is_cuda", "is_cpu") or (node.attr == "type" and "device" in owner):
+                    yield function.name
+
+
+def test_families_and_layers_ask_neither_for_device_nor_for_format() -> None:
+    found = set()
+    for path in FILES:
+        name = name_of(path)
+        if name.startswith(("models/", "layers/")):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            found |= {(name, function) for function in device_questions(tree)}
+            for node in ast.walk(tree):
+                said = getattr(node, "attr", None) or (node.value if isinstance(node, ast.Constant) else None)
+                assert said not in STORED, f"{name}:{node.lineno}: {said}"  # type: ignore[attr-defined]
+    assert found == set(ON_DEVICE), f"say why, or ask elsewhere: {found ^ set(ON_DEVICE)}"
+
+
+@pytest.mark.parametrize(
+    ("code", "asks"),
+    [
+        ("def f(x):\n    return x.device.type == 'cpu'", ["f"]),
+        ("def f(device):\n    return device.type", ["f"]),
+        ("def f(x):\n    return x.is_cuda and x.weight.is_cpu", ["f", "f"]),
+        ("def f(x):\n    return x.weight.device.type != 'meta' or x.to(x.device)", []),
+    ],
+)
+def test_questions_about_devices_are_found(code: str, asks: list[str]) -> None:
+    assert list(device_questions(ast.parse(code))) == asks
