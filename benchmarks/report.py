@@ -343,11 +343,48 @@ def table(name: str, records: list[Record]) -> str:
     return f"{text}\n\n![{shows}]({picture})" if picture and (DOCS / picture).exists() else text
 
 
+def span(values: Iterable[float], unit: float = 1) -> str:
+    """Write the least and the largest of some values."""
+    low, high = (number(unit * edge(values)) for edge in (min, max)) if (values := [*values]) else ("", "")
+    return low if low == high else f"{low} to {high}"
+
+
+def llama_in_words(records: list[Record]) -> str:
+    """Return what README says beside llama.cpp: from the least to the best of all models and formats."""
+    if not records:
+        return "Not measured yet."
+    prompts, single, many = (span(r[field]["ratio"] for r in records) for field in ("prompt_s", "decode_s", "batch_s"))
+    text = (
+        f"Beside llama.cpp, at the same shapes and bits on this machine: prompts are read {prompts} times as fast, one "
+        f"text is decoded {single}\ntimes as fast, 8 texts {many} times."
+    )
+    large = [r for r in records if r["model"] == "gpt-oss-20b"]
+    if not large:
+        return text
+
+    def of(field: str, peer: str) -> list[float]:
+        return [min(value for key, value in r[field].items() if key.startswith(peer)) for r in large]
+
+    memory = span((a / b for a, b in zip(of("peak_mb", "quintet"), of("peak_mb", "llama"), strict=True)), 100)
+    first, others = (span(of("first_token_s", peer)) for peer in ("quintet", "llama"))
+    return (
+        f"{text} gpt-oss-20b takes {memory} % of llama.cpp's memory, and says its first\n"
+        f"token after {first} s, not {others}."
+    )
+
+
+# Sentences of a page that are made of results as tables are: the benchmark, and what says it.
+WORDS: dict[str, tuple[str, Callable[[list[Record]], str]]] = {"beside_llama_words": ("beside_llama", llama_in_words)}
+
+
 def fill(page: str, results: dict[str, list[Record]]) -> str:
     """Return the page with every marked place filled."""
 
     def replaced(match: re.Match[str]) -> str:
         name = match[1]
+        if name in WORDS:
+            benchmark, say = WORDS[name]
+            return f"<!-- table: {name} -->\n{say(results.get(benchmark, []))}\n<!-- end -->"
         return f"<!-- table: {name} -->\n{table(name, results.get(name, []))}\n<!-- end -->"
 
     return re.sub(r"<!-- table: (\w+) -->\n.*?<!-- end -->", replaced, page, flags=re.DOTALL)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections import Counter, defaultdict
@@ -206,6 +207,35 @@ def test_every_table_has_a_place_on_the_page_and_the_page_is_current() -> None:
     stored = report.DOCS / "benchmarks.jsonl"
     lines = stored.read_text(encoding="utf-8").splitlines() if stored.exists() else []
     assert report.fill(page, report.newest(lines)) == page, "run python benchmarks/report.py"
+
+
+def test_no_table_of_the_page_is_typed_by_hand() -> None:
+    report = load("report")
+    page = (report.DOCS / "benchmarks.md").read_text(encoding="utf-8")
+    assert "| --- |" in page
+    assert "| --- |" not in re.sub(r"<!-- table: \w+ -->\n.*?<!-- end -->", "", page, flags=re.DOTALL)
+
+
+def test_what_is_said_beside_llama_is_made_of_the_results() -> None:
+    report = load("report")
+
+    def record(model: str, prompt: float, **others: float) -> dict:
+        made = {"decode_s": 1.0, "batch_s": 2.0, "first_token_s": 3.0, "peak_mb": 4.0, **others}
+        fields = {name: {"quintet-auto": 10.0, "llama-on": 10 * x, "ratio": x} for name, x in made.items()}
+        return {"model": model, **fields, "prompt_s": {"quintet-auto": 1.0, "llama-on": prompt, "ratio": prompt}}
+
+    words = report.WORDS["beside_llama_words"][1]
+    assert words([]) == "Not measured yet."
+    small = [record("gpt2", 1.5), record("gpt2", 0.5, decode_s=0.25)]
+    said = words(small)
+    assert "read 0.50 to 1.50 times" in said and "decoded 0.25 to 1.00\n" in said and "8 texts 2.00 times" in said
+    assert "gpt-oss" not in said
+    said = words([*small, record("gpt-oss-20b", 1.0), record("gpt-oss-20b", 1.0, first_token_s=5.0)])
+    assert "takes 25.0 % of llama.cpp's memory" in said and "token after 10.0 s, not 30.0 to 50.0." in said
+    page = report.fill("a\n<!-- table: beside_llama_words -->\nold\n<!-- end -->\n", {"beside_llama": small})
+    assert page == f"a\n<!-- table: beside_llama_words -->\n{words(small)}\n<!-- end -->\n"
+    readme = (report.DOCS.parent / "README.md").read_text(encoding="utf-8")
+    assert "<!-- table: beside_llama_words -->" in readme, "the test of pages compares it with the results"
 
 
 def test_alternate_turns_the_order_around_and_drops_the_first_round() -> None:
@@ -429,3 +459,139 @@ def test_thread_counts() -> None:
     counts = {most: common.thread_counts(most) for most in (1, 2, 3, 4, 16, 24)}
     assert counts[1] == [1] and counts[2] == [1, 2] and counts[3] == [1, 2, 3] and counts[4] == [1, 2, 4]
     assert counts[16] == [1, 2, 4, 8, 16] and counts[24] == [1, 2, 4, 8, 16, 24]
+
+
+# --- beside llama.cpp, which is not here ---------------------------------------------------------------------------
+
+
+def with_tiny_shapes(monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> dict[str, str]:
+    """Put small sizes in the place of the published ones; return for each name the family."""
+    sizes = {"width": 64, "heads": 4, "layers": 2, "inner": 96, "vocab": 320, "context": 128}
+    families = {"gpt2": "gpt2", "pythia-410m": "gpt_neox", "seed-oss-1.5b": "seed_oss", "gpt-oss-20b": "gpt_oss"}
+    for name in families:
+        shape = {**module.SHAPES[name], **sizes}
+        shape |= {"groups": 2, "head": 32} if "head" in shape else {}
+        shape |= {"experts": 4, "used": 2} if "experts" in shape else {}
+        monkeypatch.setitem(module.SHAPES, name, shape)
+    return families
+
+
+def test_files_for_llama_have_the_tensors_of_the_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    from quintet.auto import family_of
+
+    module = load("gguf_files")
+    for name, family in with_tiny_shapes(monkeypatch, module).items():
+        record, s = family_of(family), module.SHAPES[name]
+        if family == "gpt2":
+            fields = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_inner": 96, "n_positions": 128}
+        else:
+            fields = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
+            given = {"num_key_value_heads": "groups", "head_dim": "head", "num_local_experts": "experts"}
+            fields |= {field: s[key] for field, key in given.items() if key in s}
+        model = record.classes["causal-lm"](record.tiny(**fields, vocab_size=320))
+        for matrix in module.FORMATS:
+            path = tmp_path / f"{name}-{matrix}.gguf"
+            module.write(path, name, matrix)
+            read = gguf.GGUFReader(path)
+            wanted = list(module.tensors(s, matrix))
+            found = [(t.name, tuple(t.shape.tolist()[::-1]), t.tensor_type.name.lower()) for t in read.tensors]
+            assert found == wanted
+            assert sum(int(t.n_elements) for t in read.tensors) == model.num_parameters()
+            assert read.fields["general.architecture"].contents() == s["arch"]
+
+
+LLAMA = """
+import os, types
+from types import SimpleNamespace as Record
+__version__ = "0.0"
+done = []
+def llama_model_default_params(): return Record()
+def llama_context_default_params(): return Record(flash_attn_type=None, kv_unified=True)
+def llama_log_callback(function): return function
+def llama_log_set(*given): pass
+def llama_backend_init(): pass
+def llama_synchronize(context): pass
+def llama_batch_free(batch): pass
+def llama_get_memory(context): return context
+def llama_memory_clear(context, data): context.tokens = {}
+def llama_model_load_from_file(name, options): return os.path.exists(name)
+def llama_init_from_model(model, params):
+    assert params.flash_attn_type == 0 and params.kv_unified is False and params.n_threads == 1
+    return Record(tokens={}, room=params.n_ctx)
+def llama_batch_init(size, embeddings, sequences):
+    rows = lambda: [None] * size
+    named = [[None] for _ in range(size)]
+    return Record(n_tokens=0, token=rows(), pos=rows(), n_seq_id=rows(), seq_id=named, logits=rows())
+def llama_decode(context, batch):
+    for place, (sequence,) in zip(batch.pos, batch.seq_id):
+        before = context.tokens.get(sequence, 0)
+        assert place == before, "tokens follow each other"
+        context.tokens[sequence] = before + 1
+    assert sum(context.tokens.values()) <= context.room
+    assert sum(batch.logits) == len({one for (one,) in batch.seq_id}), "the last of each text is scored"
+    return 0
+"""
+
+
+def test_llama_is_asked_for_what_quintet_is(tmp_path: Path) -> None:
+    """By a library in its place that counts tokens."""
+    (tmp_path / "llama_cpp.py").write_text(LLAMA, encoding="utf-8")
+    sizes = ["--threads", "1", "--flash", "off", "--prompt", "9", "--past", "4", "--new", "3", "--sequences", "2"]
+    command = [sys.executable, str(FOLDER / "llama_peer.py"), str(tmp_path / "llama_cpp.py"), *sizes]
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found.pop("version") == "0.0"
+    assert set(found) == {"load_s", "first_token_s", "prompt_s", "decode_s", "batch_s", "peak_mb"}
+    assert all(value > 0 for value in found.values())
+    command[2] = str(tmp_path / "none.gguf")
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 1 and "llama.cpp does not read" in done.stderr
+
+
+PEER = """#!{python}
+import json, sys
+if sys.argv[1].endswith("gguf_files.py"):
+    open(sys.argv[sys.argv.index("--out") + 1], "w").close()
+else:
+    flash = sys.argv[sys.argv.index("--flash") + 1]
+    seconds = {{"on": 4.0, "off": 2.0}}[flash]
+    print(json.dumps({{name: seconds for name in {rows!r}}}))
+"""
+
+
+def test_a_comparison_with_llama(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Quintet in a process of its own, a program that knows its answers in the place of llama.cpp."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    module = load("beside_llama")
+    plain = load("common").checkpoint(tmp_path, "tiny")
+    monkeypatch.setattr(module.common, "checkpoint", lambda work_dir, name: plain)
+    made = module.checkpoint(tmp_path, "gpt2", "int8")
+    from quintet.auto import AutoModelForCausalLM
+
+    size, run_child = module.common.bytes_per_token(AutoModelForCausalLM.from_pretrained(made)), module.common.run_child
+    ready = (0.0, {"folder": str(made), "bytes": size})  # saves a process
+    monkeypatch.setattr(
+        module.common, "run_child", lambda argv, *given: ready if argv[1] == "--make" else run_child(argv, *given)
+    )
+    peer = tmp_path / "python"
+    peer.write_text(PEER.format(python=sys.executable, rows=module.ROWS), encoding="utf-8")
+    peer.chmod(0o755)
+    options = ["--rounds", "0", "--prompt", "9", "--past", "4", "--new", "2", "--sequences", "2", "--threads", "1"]
+    options += ["--models", "gpt2", "--formats", "int8", "--work-dir", str(tmp_path), "--llama-python", str(peer)]
+    monkeypatch.setattr(sys, "argv", ["beside_llama.py", *options])
+    module.main()
+    record = json.loads(capfd.readouterr().out)
+    assert (record["benchmark"], record["model"], record["peer"]) == ("beside_llama", "gpt2", "llama.cpp q8_0")
+    assert 0 < record["bytes_per_token"] == size < sum(path.stat().st_size for path in made.iterdir())
+    for row in module.ROWS:
+        found = record[row]
+        assert found["llama-on"] == 4 and found["llama-off"] == 2 and found["quintet-auto"] > 0
+        low, high = (2 / max(found["quintet-auto"] + off, 1e-6) for off in (1e-5, -1e-5))  # it was rounded
+        assert low - 1e-3 <= found["ratio"] <= high + 1e-3, "the better of the two counts"
+    assert 0 <= record["of_limit"] < 1
+    assert "| gpt2 | int8 |" in load("report").table("beside_llama", [record])
