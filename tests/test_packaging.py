@@ -335,3 +335,34 @@ def test_make_demo_in_a_fresh_clone_without_a_compiler(tmp_path: Path):
     done = subprocess.run(make, cwd=clone, env=environment, capture_output=True, text=True, check=True)
     assert "installing" not in done.stdout and done.stdout.startswith("Once upon a time")
     assert re.search(r"tokens/s", done.stderr)
+
+
+# --- wheels by cibuildwheel, which is not run here -------------------------------------------------------------------
+
+
+def test_the_table_of_cibuildwheel_says_what_the_page_says() -> None:
+    """Linux on x86-64 and 64-bit ARM, macOS on ARM; and what it installs and runs is there."""
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.11 and newer read TOML")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    table, extras = project["tool"]["cibuildwheel"], project["project"]["optional-dependencies"]
+    builds = [name.partition("-") for name in table["build"].split()]
+    assert sorted(machine for _, _, machine in builds) == ["macosx_arm64", "manylinux_aarch64", "manylinux_x86_64"]
+    page = " ".join((ROOT / "docs" / "kernels.md").read_text(encoding="utf-8").split())
+    assert "Linux on x86-64 and 64-bit ARM, macOS on ARM." in page
+    (version,) = {python for python, _, _ in builds}  # one: nothing of Python is in what is built
+    major, minor = re.fullmatch(r"cp(\d)(\d+)", version).groups()  # type: ignore[union-attr]
+    assert f"Programming Language :: Python :: {major}.{minor}" in project["project"]["classifiers"]
+    linux = table["linux"]
+    for _, _, machine in builds:
+        if machine.startswith("manylinux"):
+            image = linux[f"{machine.replace('_', '-', 1)}-image"]
+            assert image == "manylinux_2_28", "older ones have a compiler without AVX-512 BF16"
+    assert set(table["test-extras"]) <= set(extras)
+    assert set(table["test-requires"]) <= set(extras["dev"])
+    env, tests = (command.split() for command in table["test-command"])
+    assert env[0] in project["project"]["scripts"] and env[1] == "env"
+    assert tests[0] == "pytest" and (ROOT / tests[-1].removeprefix("{project}/")).is_dir()
+    known = {"build", "test-extras", "test-requires", "test-command", "linux"}
+    assert set(table) == known and set(linux) == {
+        *("manylinux-x86_64-image", "manylinux-aarch64-image", "test-environment")
+    }

@@ -12,7 +12,7 @@ import pytest
 
 from quintet.kernels.loader import status
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parent
 # One or more for each place that takes a kernel where there is one.
 CHOSEN = (
     *("fused/test_cpu_linear.py", "fused/test_cpu_experts.py", "fused/test_report.py"),
