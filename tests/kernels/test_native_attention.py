@@ -6,7 +6,8 @@ import ctypes
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -262,3 +263,49 @@ def test_what_does_not_fit_is_said() -> None:
         attention(q, k, k, 0.3, padding=torch.ones(2, 19, dtype=torch.bool))
     with pytest.raises(InputError, match=r"sinks of shape \[3\].*for 4 heads"):
         attention(q, k, k, 0.3, sinks=torch.randn(3))
+
+
+# --- the work, and not only the result ----------------------------------------------------------------------------
+
+
+def fastest(*ways: Callable[[], object], rounds: int = 15) -> list[float]:
+    """Seconds of each at best, taken in turn, so that what else the machine does is left out."""
+    best = [float("inf")] * len(ways)
+    for _ in range(rounds):
+        for place, way in enumerate(ways):
+            began = time.perf_counter()
+            way()
+            best[place] = min(best[place], time.perf_counter() - began)
+    return best
+
+
+@needs_native
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_window_leaves_whole_blocks_out(dtype: torch.dtype) -> None:
+    """Of 4,096 keys a query sees 128, of the causal half that is a sixteenth; a mask would save nothing."""
+    q, k, v = (torch.randn(1, 4, 4096, 64).to(dtype) for _ in range(3))
+    whole, window = fastest(
+        lambda: native_attention(q, k, v, 0.125), lambda: native_attention(q, k, v, 0.125, True, 128), rounds=5
+    )
+    assert window < 0.4 * whole
+
+
+@needs_native
+@pytest.mark.slow
+def test_one_text_with_one_head_is_shared_among_threads() -> None:
+    """By pieces of its length, as there is nothing else to share."""
+    if len(os.sched_getaffinity(0)) < 2 or not status().threads:
+        pytest.skip("one core, or no threads")
+    q, k, v = torch.randn(1, 4, 1, 64), torch.randn(1, 1, 2**14, 64), torch.randn(1, 1, 2**14, 64)
+    before = torch.get_num_threads()
+
+    def on(threads: int) -> None:
+        torch.set_num_threads(threads)
+        native_attention(q, k, v, 0.125)
+
+    try:
+        one, two = fastest(lambda: on(1), lambda: on(2), rounds=200)
+    finally:
+        torch.set_num_threads(before)
+    assert two < 0.85 * one
