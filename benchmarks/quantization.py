@@ -7,9 +7,9 @@ files, and bits for each packed number, scales included. Of two blocks of Seed-O
 experts of its 32, all chosen) with random weights: the root of the squared differences of the logits as a share of the
 root of their squares.
 
-`nf4` and `fp4` are bitsandbytes' and are measured where it is installed. `act8` is `activations="int8"`, by its
-definition: what a packed layer is given is rounded to 8 bits in groups of 32, whatever computes it; of experts also
-what is between their two layers.
+`nf4`, `fp4` and `LLM.int8()` are bitsandbytes' and are measured where it is installed. `act8` is `activations="int8"`,
+by its definition: what a packed layer is given is rounded to 8 bits in groups of 32, whatever computes it; of experts
+also what is between their two layers.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Format(NamedTuple):
     Attributes:
         name: In the table.
         dtype: Of what is not packed.
-        settings: Of `IntegerConfig`, or with `load_in_4bit` of `BitsAndBytesConfig`; None packs no layers.
+        settings: Of `IntegerConfig`, or with `load_in_...` of `BitsAndBytesConfig`; None packs no layers.
         experts: Whether experts are packed as MXFP4.
         calibrated: Whether a text is read before.
     """
@@ -124,7 +124,11 @@ def formats() -> Iterator[Format]:
         yield with_activations(row)
     if util.find_spec("bitsandbytes") is not None:
         for kind in ("nf4", "fp4"):
-            yield Format(f"{kind} (bitsandbytes)", settings={"load_in_4bit": True, "bnb_4bit_quant_type": kind})
+            settings = {"load_in_4bit": True, "bnb_4bit_quant_type": kind}
+            yield Format(f"{kind} (bitsandbytes)", settings=settings)
+        twice = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+        yield Format("nf4, scales packed too (bitsandbytes)", settings=twice)
+        yield Format("LLM.int8() (bitsandbytes)", settings={"load_in_8bit": True})
 
 
 def with_activations(row: Format) -> Format:
@@ -140,7 +144,7 @@ def packed(model: Any, row: Format, calibration: Any = None) -> Any:
     from quintet.quant.foreign_config import BitsAndBytesConfig
 
     settings = row.settings or {}
-    if "load_in_4bit" in settings:
+    if any(name.startswith("load_in") for name in settings):
         model.quantize(BitsAndBytesConfig(**settings))
     elif settings or row.experts:
         linears = IntegerConfig(**settings) if "bits" in settings else None

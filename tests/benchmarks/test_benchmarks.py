@@ -11,7 +11,7 @@ import sys
 from collections import Counter, defaultdict
 from importlib import util
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -172,6 +172,19 @@ def test_quantization(data_dir: Path) -> None:
         assert 0 < teller["divergence_nats"] < 0.1
     text = load("report").table("quantization", records)
     assert f"| int8, groups of 128 | 8.12 | {records[0]['models']['storyteller']['file_bytes'] / 1e6:.2f} |" in text
+
+
+def test_quantization_by_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("bitsandbytes")
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.setitem(sys.modules, "kernels", None)  # a package that bitsandbytes looks for, not our script
+    module = load("quantization")
+    judge = module.Blocks("tiny", SimpleNamespace(row=8))
+    errors = {row.name: judge.measure(row)["logits_error"] for row in module.formats() if "bitsandb" in row.name}
+    names = ["nf4", "fp4", "nf4, scales packed too", "LLM.int8()"]
+    assert list(errors) == [f"{name} (bitsandbytes)" for name in names]
+    nf4, fp4, twice, eight = errors.values()
+    assert 0 < eight < nf4 < fp4 and 0 < twice < fp4 and twice != nf4
 
 
 def test_quantization_without_texts(tmp_path: Path) -> None:
