@@ -8,6 +8,7 @@
 #include "arena.h"
 #include "blocks.h"
 #include "checks.h"
+#include "numbers.h"
 #include "quintet.h"
 #include "threads.h"
 
@@ -274,6 +275,11 @@ bool ends_fit(const StepCall& step, int64_t rows) {
 using namespace quintet;
 
 extern "C" {
+
+int quintet_ask_for(const void* const* addresses, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) ask_for(addresses[i]);
+    return DONE;
+}
 
 int64_t quintet_block_bytes() { return sizeof(Block); }
 int64_t quintet_step_bytes() { return sizeof(StepCall); }

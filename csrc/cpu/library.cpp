@@ -393,7 +393,7 @@ using namespace quintet;
 
 extern "C" {
 
-int quintet_version() { return 11; }
+int quintet_version() { return 12; }
 
 int quintet_has(const char* name) { return find_level(name) ? has_level(name) : -1; }
 

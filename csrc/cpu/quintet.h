@@ -99,6 +99,9 @@ int quintet_attention(const quintet::AttentionCall* call);
 // the tokens are written to the stores of each block; blocks.h has the shapes.
 int quintet_blocks(const quintet::Block* blocks, int64_t count, const quintet::StepCall* call);
 
+// Asks for the lines of memory at `count` addresses, which need not be anybody's: who reads them next does not wait for each.
+int quintet_ask_for(const void* const* addresses, int64_t count);
+
 // Sizes of the structures, so that their mirrors in Python can be compared with what was compiled.
 int64_t quintet_attention_bytes();
 int64_t quintet_block_bytes();

@@ -26,7 +26,7 @@ from quintet.auto import model_types
 from quintet.fused import blocks
 from quintet.fused.structs import StepCall
 from quintet.fused.whole_step import WholeStep
-from quintet.kernels.loader import status
+from quintet.kernels.loader import library, status
 from quintet.quant.config import IntegerConfig
 
 pytestmark = pytest.mark.skipif(not status().native, reason=f"no native kernels: {status().reason}")
@@ -472,7 +472,7 @@ def test_numbers_that_are_none_stay_so() -> None:
 WITHOUT = """
 import torch
 from tiny_blocks import batch, model_of
-from quintet.kernels.loader import status
+from quintet.kernels.loader import library, status
 assert not status().native
 for family in ("gpt2", "gpt_neox", "gpt_oss"):
     model = model_of(family)
@@ -511,3 +511,38 @@ def test_the_library_refuses_rows_that_a_table_does_not_have() -> None:
             continue
         with pytest.raises(RuntimeError, match="refused its arguments"):
             plan.do(call, [(0, None, 0, 0)] * 2, None, cache)
+
+
+def test_any_address_may_be_asked_for() -> None:
+    native = library()
+    assert native is not None
+    addresses = (ctypes.c_void_p * 5)(None, 1, 2**47 - 1, 2**64 - 1, id(native))
+    assert native.quintet_ask_for(addresses, 5) == 0 and native.quintet_ask_for(None, 0) == 0
+
+
+def test_a_head_that_is_watched_from_the_middle_on_is_asked_as_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way past the scores of all tokens is left in the middle of a text, and taken again."""
+    model = model_of("gpt2")
+    ids, _ = batch(1, 5)
+    options = {"do_sample": False, "max_new_tokens": 12, "eos_token_id": None, "pad_token_id": 0}
+    want = model.generate(ids, **options)
+    seen: list[int] = []
+    handles: list[Any] = []
+
+    class Watches:
+        count = 0
+
+        def put(self, value: Any) -> None:
+            self.count += 1
+            if self.count == 4:
+                handles.append(model.lm_head.register_forward_hook(lambda *_: seen.append(1)))
+            if self.count == 8:
+                handles.pop().remove()
+
+        def end(self) -> None:
+            pass
+
+    with taken(monkeypatch) as done:
+        got = model.generate(ids, streamer=Watches(), **options)
+    assert torch.equal(got, want) and len(seen) == 4
+    assert done == [True] * 2 + [False] * 4 + [True] * 5

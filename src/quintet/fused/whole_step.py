@@ -134,10 +134,10 @@ class WholeStep:
         if ends is None or ids.dtype != torch.int64 or not ids.is_cpu or (best or 0) > ends.call.head.outputs:
             return None
         plan: Plan | None = ends.blocks.plan(ends.dtype)
-        tokens, past = ids.flatten().tolist(), cache.get_seq_length()
+        tokens, past = [token for (token,) in ids.tolist()], cache.get_seq_length()
         if plan is None or min(tokens) < 0 or max(tokens) >= ends.call.vocabulary:
             return None  # the model says what is wrong with a token
-        if any(layer.length != past for layer in cache.layers):
+        if any([layer.length != past for layer in cache.layers]):  # noqa: C419  a list is faster
             return None
         return _do(ends, plan, tokens, past, cache, None if mask is None else padding_of(mask), best)
 
@@ -146,16 +146,21 @@ class WholeStep:
         hooks = modules._global_forward_hooks or modules._global_forward_pre_hooks
         if model.training or _replaced(model.__dict__) or hooks:
             return None
-        kinds, ends = (type(model), type(model.base_model)), self._ends
-        if ends is None or self._forwards != (*kinds, kinds[0].forward, kinds[1].forward) or not ends.hold():
+        ends = self._ends
+        if ends is None or self._forwards != _forwards(model, ends.base) or not ends.hold():
             self._ends = ends = _ends_of(model)
-            self._forwards = (*kinds, kinds[0].forward, kinds[1].forward)
+            self._forwards = _forwards(model, model.base_model)
         if ends is None or any(one.training for one in ends.drop):
             return None
         config = ends.config
         if config.output_attentions or config.output_hidden_states or config.__dict__.get("output_router_logits"):
             return None
         return ends
+
+
+def _forwards(model: nn.Module, base: nn.Module) -> tuple[Any, ...]:
+    kind, inner = type(model), type(base)
+    return kind, inner, kind.forward, inner.forward
 
 
 def _replaced(own: dict[str, Any]) -> bool:
@@ -214,5 +219,5 @@ def _do(
     else:
         found = torch.empty((rows, best)), torch.empty((rows, best), dtype=torch.int64)
         call.wanted, call.best, call.best_ids = best, found[0].data_ptr(), found[1].data_ptr()
-    masks = [padding_mask(padding, rows, window) for window in windows]
-    return Stepped(states, scores, found) if plan.do(call, masks, rope, cache) else None
+    masks = {window: padding_mask(padding, rows, window) for window in set(windows)}
+    return Stepped(states, scores, found) if plan.do(call, [masks[window] for window in windows], rope, cache) else None

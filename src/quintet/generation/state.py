@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,12 +18,24 @@ from quintet.errors import GenerationError, InputError
 from quintet.generation.buffer import ColumnBuffer
 from quintet.generation.given import GenerativeModel, Prompt
 
-__all__ = ["DecodeState"]
+__all__ = ["Ahead", "DecodeState"]
 
 # Tensors that belong to the model's heads and not to the rows of the batch.
 NOT_PER_ROW = ("head_mask", "cross_attn_head_mask")
 
-Best = tuple[torch.Tensor, torch.Tensor]
+
+class Ahead(NamedTuple):
+    """What is known of the next tokens, without the scores of all of them if possible.
+
+    Args:
+        states: (B, E) what the head reads; None with `scores`.
+        best: The best scores in float32 and their tokens, (B, k) each; None where the head has to be asked for all.
+        scores: (B, V) in float32, where the model had to make them; otherwise None.
+    """
+
+    states: torch.Tensor | None = None
+    best: tuple[torch.Tensor, torch.Tensor] | None = None
+    scores: torch.Tensor | None = None
 
 
 class DecodeState:
@@ -71,6 +83,12 @@ class DecodeState:
     def rows(self) -> int:
         """B."""
         return self._rows
+
+    @property
+    def vocabulary(self) -> int:
+        """V, as the model's head has it."""
+        model: Any = self.model
+        return len(model.get_output_embeddings().weight)
 
     @property
     def shares_prefill(self) -> bool:
@@ -127,26 +145,35 @@ class DecodeState:
                 return None  # somebody watches it, or has put something in its place
         return head if model._compiled_call_impl is None else None
 
-    def advance_best(self, tokens: torch.Tensor, count: int) -> tuple[torch.Tensor, Best | None]:
-        """Read one more token of each row, (B,), and return what `open_head` reads, and the best it makes of it.
+    def advance_best(self, tokens: torch.Tensor, count: int) -> Ahead:
+        """Read one more token of each row, (B,), and return the `count` best scores of the next, where that saves work.
 
-        Args:
-            tokens: (B,).
-            count: k.
-
-        Returns:
-            The states, (B, E), and the k best scores and their tokens, (B, k) each; None for these where the head has
-            to be asked for the scores of all tokens.
+        Only for a model that has had an `open_head`.
         """
         inputs = self._next_inputs(tokens[:, None])  # (B,) -> (B, 1)
         model: Any = self.model
-        native, outputs = self._run(
-            inputs, lambda: model.base_model(**inputs, use_cache=True, return_dict=True), best=count
-        )
+        head = None
+
+        def forward() -> Any:
+            nonlocal head
+            head = self.open_head
+            if head is None:  # somebody listens to it now
+                return model(**inputs, **self._others, **self._fixed)
+            return model.base_model(**inputs, use_cache=True, return_dict=True)
+
+        native, outputs = self._run(inputs, forward, best=count)
         if native is not None:
-            return native.states, native.best
+            return Ahead(native.states, native.best)
+        if head is None:
+            return Ahead(scores=self._scores(outputs))
         states = outputs.last_hidden_state[:, -1]  # (B, 1, E) -> (B, E)
-        return states, self.open_head.best_outputs(states, count)
+        return Ahead(states, head.best_outputs(states, count))
+
+    def head_scores(self, states: torch.Tensor) -> torch.Tensor:
+        """Return the scores that the model's head makes of (B, E) states, (B, V) in float32."""
+        model: Any = self.model
+        scores: torch.Tensor = model.get_output_embeddings()(states[:, None])  # (B, E) -> (B, 1, V)
+        return scores[:, 0].float()
 
     def advance_many(self, tokens: torch.Tensor, keep: int | None = None) -> torch.Tensor:
         """Read the next tokens of each row, (B, N), and return the scores after each of them, (B, N, V) in float32.
@@ -188,6 +215,10 @@ class DecodeState:
         if native is not None:
             scores: torch.Tensor = native.scores
             return scores.float()
+        return self._scores(outputs, keep)
+
+    def _scores(self, outputs: Any, keep: int = 1) -> torch.Tensor:
+        """Return what `_forward` does, and keep what else was asked for."""
         if self._collect:
             self.collected = {name: getattr(outputs, name, None) for name in self._collect}
         logits = outputs.logits

@@ -35,7 +35,7 @@ NATIVE_OPS = (
     "blocks",
 )
 # What the functions of the shared object must say they are; another one is of another version of quintet.
-VERSION = 11
+VERSION = 12
 PATH = Path(__file__).parent / "_cpu.so"
 # Up to so many rows weights are read once and unpacked on the way.
 FEW_ROWS = 8
@@ -60,6 +60,7 @@ _SIGNATURES = {
     "quintet_norm": [*[_int] * 3, *[_size] * 2, *[_pointer] * 5, ctypes.c_double, _pointer, _size],
     "quintet_rope": [*[_int] * 2, *[_size] * 6, *[_pointer] * 5, _size],
     "quintet_blocks": [_pointer, _size, _pointer],
+    "quintet_ask_for": [_pointer, _size],
 }
 
 

@@ -28,7 +28,7 @@ class Next(NamedTuple):
     """What is known of the next tokens.
 
     Args:
-        scores: (A, V); (A, 0) when the tokens are known.
+        scores: (A, V); when the tokens are known, theirs alone, (A, 1).
         processors: Those that have not seen the scores yet.
         tokens: (A,) the tokens, when they are known.
     """
@@ -83,23 +83,24 @@ class Shortcut:
 
     def advance(self, tokens: torch.Tensor) -> Next:
         """Read one more token of each row, (A,), and return what is known of the next."""
-        head = self._state.open_head
-        if head is None:  # somebody listens to it now
-            return Next(self._state.advance(tokens), self._processors)
-        states, found = self._state.advance_best(tokens, 1 if self._k is None else self._k + SPARE)  # (A, E)
-        if found is not None:
-            best, places = found
-            usable = all(map(math.isfinite, best[:, 0].tolist()))
+        ahead = self._state.advance_best(tokens, 1 if self._k is None else self._k + SPARE)
+        if ahead.states is None:
+            assert ahead.scores is not None, "one of them is known"
+            return Next(ahead.scores, self._processors)
+        if ahead.best is not None:
+            best, places = ahead.best
+            usable = all(math.isfinite(row[0]) for row in best.tolist())
             if usable and self._k is None:
-                return Next(best[:, :0], self._left, places[:, 0])
-            scores = self._row(best, places, len(head.weight)) if usable else None
+                return Next(best, self._left, places[:, 0])
+            scores = self._row(best, places) if usable else None
             if scores is not None:
                 return Next(scores, self._left)
-        return Next(head(states[:, None])[:, 0].float(), self._processors)  # (A, 1, V) -> (A, V)
+        return Next(self._state.head_scores(ahead.states), self._processors)
 
-    def _row(self, best: torch.Tensor, places: torch.Tensor, vocabulary: int) -> torch.Tensor | None:
+    def _row(self, best: torch.Tensor, places: torch.Tensor) -> torch.Tensor | None:
         """Return (A, V) scores with all but the k best of each row ruled out; None where more may equal the last."""
         assert self._k is not None, "the best token alone needs no row"
+        vocabulary = self._state.vocabulary
         scores = best if self._heat is None else temperature(best, self._heat)
         least = scores[:, self._k - 1 : self._k]  # (A, 1)
         if not bool((scores[:, -1:] < least).all()):
