@@ -71,7 +71,7 @@ struct Avx512 {
 
     struct Dot;
     struct BytesDot;
-    template <Code C, int U>
+    template <Code C>
     struct NibblesDot;
     template <int T, bool = true>
     struct Ways { using way = Widened<Avx512, T>; };
@@ -143,14 +143,14 @@ constexpr Numbers<C> number_table;
 
 // Four blocks at a time: 16 bits have four inputs that follow each other. x is prepared as, for each 128 inputs, every
 // fourth from the first on, then every fourth from the second on, and so on.
-template <Code C, int U>
+template <Code C>
 struct Avx512::NibblesDot {
     using X = uint16_t;
     using Acc = __m512;
     using Zero = uint16_t;
     static constexpr int bits = 4;
     static constexpr bool zeros = C == ZERO;
-    static constexpr int64_t blocks = 4, unit = U, step = blocks * BLOCK, numbers = step;
+    static constexpr int64_t blocks = 4, step = blocks * BLOCK, numbers = step;
     static constexpr int tile_outputs = 2;
     struct Loaded { __m512bh value[4]; __m512 scale; };
     static Zero zero_of(uint32_t code) { return Zero(16 - code); }
@@ -168,7 +168,7 @@ struct Avx512::NibblesDot {
     }
     // zero has room for a whole step: what is read beyond its end does not count, as the scale is 0 there
     static Loaded loaded(__m512i w, __m128 scale, const Zero* zero) {
-        const __m512i four = lanes_of_four();
+        const __m512i four = lanes_of(4);
         __m512i shift = w;
         if (zeros) {
             const __m512i shifts = _mm512_cvtepu16_epi32(_mm256_castsi128_si256(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(zero))));
@@ -177,9 +177,7 @@ struct Avx512::NibblesDot {
         return made(w, _mm512_permutexvar_ps(four, _mm512_castps128_ps512(scale)), shift);
     }
     static Loaded load(const uint8_t* w, const float* scale, const Zero* zero) {
-        const __m512i packed = _mm512_loadu_si512(w);
-        if (U == 4) return made(packed, _mm512_set1_ps(*scale), zeros ? _mm512_set1_epi16(short(*zero)) : packed);
-        return loaded(packed, _mm_loadu_ps(scale), zero);
+        return loaded(_mm512_loadu_si512(w), _mm_loadu_ps(scale), zero);
     }
     static Loaded load_tail(const uint8_t* w, const float* scale, const Zero* zero, int64_t left) {
         const __m512i packed = _mm512_maskz_loadu_epi8((uint64_t(1) << 16 * left) - 1, w);

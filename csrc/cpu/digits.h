@@ -12,7 +12,7 @@
 #include <immintrin.h>
 
 #include "entries.h"
-#include "one_row.h"
+#include "few_rows.h"
 #include "transpose.h"
 
 namespace quintet {
@@ -466,13 +466,13 @@ struct InDigits {
 };
 
 // Products of bfloat16 with packed weights, whose numbers it holds exactly: for one to eight rows they are as fast as memory,
-// and faster than two digits. Weights of 8 bits have but one scale for an output here.
+// and faster than two digits. Weights of 8 bits have but one scale for an output here, those of 4 bits the usual groups.
 template <class V>
 struct InBfloat16 {
     using Bytes = typename V::BytesDot;
-    template <Code C, int U = 1>
-    using Nibbles = typename V::template NibblesDot<C, U>;
-    static bool takes(const Integers& m) { return m.bits == 4 || m.group == m.inputs; }
+    template <Code C>
+    using Nibbles = typename V::template NibblesDot<C>;
+    static bool takes(const Integers& m) { return m.bits == 4 ? GroupScales<BF16, false>::takes(m) : m.group == m.inputs; }
     static size_t bytes(int64_t inputs) { return prepared_bytes<Nibbles<MX>>(inputs); }
     static size_t memory(int64_t inputs) {
         const size_t four = many_bytes<Nibbles<ZERO>>(inputs), eight = many_bytes<Channel<Bytes>>(inputs);
@@ -489,23 +489,18 @@ struct InBfloat16 {
     }
     template <class Done>
     static void product(const MxSource& from, const Rows& rows, int64_t begin, int64_t end, void* memory, Done done) {
-        if (rows.count == 1) mxfp4_of_one_row<V, Nibbles<MX>>(from, rows.at(0), begin, end, done);
-        else grouped<V, Nibbles<MX>>(from, rows, begin, end, memory, done);
-    }
-    template <Code C, bool wide>
-    static void nibbles_of_one_row(const Integers& m, int64_t begin, int64_t end) {
-        auto done = [&](int64_t row, int64_t output, int64_t count, float* sums) { finish<V>(m, row, output, count, sums); };
-        const auto with = [&](const auto& scales) { integers_of_one_row<V, Nibbles<C>>(m, scales, begin, end, done); };
-        if (m.scale_type == FP32) with(GroupScales<FP32, wide, C == ZERO>(m));
-        else if (m.scale_type == BF16) with(GroupScales<BF16, wide, C == ZERO>(m));
-        else with(GroupScales<FP16, wide, C == ZERO>(m));
+        if (rows.count <= FEW_ROWS) few_rows<V, Nibbles<MX>>(from, rows, begin, end, done);
+        else many_grouped<V, Nibbles<MX>>(from, rows, begin, end, memory, done);
     }
     template <Code C>
     static void nibbles(const Integers& m, int64_t begin, int64_t end, void* memory) {
-        if (m.rows == 1 && m.group % 128 == 0) nibbles_of_one_row<C, true>(m, begin, end);
-        else if (m.rows == 1 && m.group == BLOCK) nibbles_of_one_row<C, false>(m, begin, end);
-        else if (m.group % 128 == 0) integers_way<V, Nibbles<C, 4>>(m, begin, end, memory);
-        else integers_way<V, Nibbles<C>>(m, begin, end, memory);
+        const Rows rows{m.prepared, int64_t(bytes(m.inputs)), nullptr, m.rows};
+        auto done = [&](int64_t row, int64_t output, int64_t count, float* sums) { finish<V>(m, row, output, count, sums); };
+        if (m.rows > FEW_ROWS) return many_grouped<V, Nibbles<C>>(IntegerSource(m), rows, begin, end, memory, done);
+        const auto with = [&](const auto& scales) { few_rows<V, Nibbles<C>>(m, rows, scales, begin, end, done); };
+        if (m.scale_type == FP32) with(GroupScales<FP32, C == ZERO>(m));
+        else if (m.scale_type == BF16) with(GroupScales<BF16, C == ZERO>(m));
+        else with(GroupScales<FP16, C == ZERO>(m));
     }
     static void integers(const Integers& m, int64_t begin, int64_t end, void* memory) {
         if (m.bits == 8) {

@@ -19,18 +19,6 @@ constexpr int64_t SEGMENT = 256;  // blocks whose scales are widened at a time: 
 template <class V, int R>
 constexpr int outputs_at_once = R == 1 ? 4 : R * 2 <= V::sums ? 2 : 1;
 
-// Outputs that are computed at once lie behind each other, in a block. Memory is fastest when lines are asked for in their
-// order, and by the time they are used somewhat more than a block must have been asked for (measured).
-struct Ahead {
-    int64_t lead;
-    Ahead(int64_t bytes, int outputs) : lead(bytes * outputs + 2048 > 7168 ? bytes * outputs + 2048 : 7168) {}
-    // While 64 bytes at `at` of output o, of O that begin at w, are used.
-    template <int O>
-    QUINTET_INLINED void ask(const uint8_t* w, int64_t at, int o) const {
-        ask_for(reinterpret_cast<const char*>(w) + lead + O * at + 64 * o);
-    }
-};
-
 // Formats: MXFP4's numbers, code - 8, code - zero, all of 4 bits; and bytes with a sign.
 enum Code { MX, EIGHT, ZERO, BYTES };
 
@@ -61,7 +49,6 @@ struct BytesWidened {  // 8 bits, float32 arithmetic; x in its own order
     static constexpr int bits = 8;
     static constexpr bool zeros = false;
     static constexpr int64_t blocks = 1;  // in a step
-    static constexpr int64_t unit = 1;    // blocks that share a scale, as far as is known here
     static constexpr int64_t numbers = BLOCK;
     static constexpr int tile_outputs = 2;
     static constexpr int vectors = int(BLOCK / V::width);
@@ -107,7 +94,7 @@ struct NibblesWidened {
     using Zero = float;
     static constexpr int bits = 4;
     static constexpr bool zeros = C == ZERO;
-    static constexpr int64_t blocks = 1, unit = 1, numbers = BLOCK;
+    static constexpr int64_t blocks = 1, numbers = BLOCK;
     static constexpr int tile_outputs = 2;
     static constexpr int vectors = int(BLOCK / V::width);
     struct Loaded { typename V::vec value[vectors], scale; };
@@ -212,13 +199,10 @@ struct IntegerSource {
         : weight(of.weight), count(of.inputs / BLOCK), m(of), groups(of.inputs / of.group), blocks(of.group / BLOCK) {}
     template <class V, class Way>
     void fill(int64_t output, int64_t first, int64_t here, float* scale, typename Way::Zero* zero) const {
-        const int64_t each = blocks / Way::unit;  // numbers filled in that a group is for
-        first /= Way::unit;
-        here /= Way::unit;
-        const int64_t begin = each == 1 ? first : first / each, end = each == 1 ? first + here : (first + here - 1) / each + 1;
+        const int64_t begin = blocks == 1 ? first : first / blocks, end = blocks == 1 ? first + here : (first + here - 1) / blocks + 1;
         const uint8_t* words = m.zeros + (output / 8 * groups + begin) * 4;
         const int shift = int(output % 8 * 4);
-        if (each == 1) {
+        if (blocks == 1) {
             widen_scales<V>(m.scale_type, m.scales, output * groups + begin, here, scale);
             if constexpr (Way::zeros)
                 for (int64_t i = 0; i < here; ++i) zero[i] = Way::zero_of(zero_code(words, i, shift));
@@ -228,7 +212,7 @@ struct IntegerSource {
         widen_scales<V>(m.scale_type, m.scales, output * groups + begin, end - begin, wide);
         int64_t i = 0;
         for (int64_t g = begin; g < end; ++g) {
-            const int64_t stop = (g + 1) * each - first < here ? (g + 1) * each - first : here;
+            const int64_t stop = (g + 1) * blocks - first < here ? (g + 1) * blocks - first : here;
             typename Way::Zero shared{};
             if constexpr (Way::zeros) shared = Way::zero_of(zero_code(words, g - begin, shift));
             for (; i < stop; ++i) {
@@ -280,8 +264,8 @@ inline void grouped_block(const Source& from, const Rows& rows, int64_t output, 
             typename Way::Loaded loaded[O];
             const int64_t at = (first + i) * bytes;
             each<O>([&](auto o) QUINTET_INLINED {
-                if (at % 64 == 0) ahead.ask<O>(w[0], at, o);
-                loaded[o] = Way::load(w[o] + at, scale[o] + i / Way::unit, zero[o] + (Way::zeros ? i / Way::unit : 0));
+                if (at % 64 == 0) ahead.ask(w[o] + at);
+                loaded[o] = Way::load(w[o] + at, scale[o] + i, zero[o] + (Way::zeros ? i : 0));
             });
             each<R>([&](auto r) QUINTET_INLINED { Way::template add_scaled<O>(loaded, x[r] + (first + i) * BLOCK, acc[r]); });
         }
@@ -289,7 +273,7 @@ inline void grouped_block(const Source& from, const Rows& rows, int64_t output, 
             typename Way::Loaded loaded[O];
             const int64_t at = (first + whole) * bytes;
             each<O>([&](auto o) QUINTET_INLINED {
-                ahead.ask<O>(w[0], at, o);
+                ahead.ask(w[o] + at);
                 loaded[o] = Way::load_tail(w[o] + at, scale[o] + whole, zero[o] + (Way::zeros ? whole : 0), here - whole);
             });
             each<R>([&](auto r) QUINTET_INLINED { Way::template add_scaled<O>(loaded, x[r] + (first + whole) * BLOCK, acc[r]); });
@@ -351,7 +335,7 @@ inline void channel_block(const Integers& m, int64_t output, const Ahead& ahead,
     for (int64_t i = 0; i < whole; i += BLOCK) {
         typename Way::Values loaded[O];
         each<O>([&](auto o) QUINTET_INLINED {
-            if (i % 64 == 0) ahead.ask<O>(w[0], i, o);
+            if (i % 64 == 0) ahead.ask(w[o] + i);
             loaded[o] = Way::load(w[o] + i);
         });
         add(loaded, i);
@@ -359,7 +343,7 @@ inline void channel_block(const Integers& m, int64_t output, const Ahead& ahead,
     if (whole < m.inputs) {
         typename Way::Values loaded[O];
         each<O>([&](auto o) QUINTET_INLINED {
-            ahead.ask<O>(w[0], whole, o);
+            ahead.ask(w[o] + whole);
             uint8_t rest[BLOCK] = {};
             std::memcpy(rest, w[o] + whole, size_t(m.inputs - whole));
             loaded[o] = Way::load(rest);

@@ -107,7 +107,7 @@ void many_grouped(const Source& from, const Rows& rows, int64_t begin, int64_t e
             from.template fill<V, Way>(output, first, part, scale, zero);
             int64_t i = 0;
             for (; i + Way::blocks <= part; i += Way::blocks)
-                *to++ = Way::load(w + (first + i) * bytes, scale + i / Way::unit, zero + (Way::zeros ? i / Way::unit : 0));
+                *to++ = Way::load(w + (first + i) * bytes, scale + i, zero + (Way::zeros ? i : 0));
             if (i < part) *to++ = Way::load_tail(w + (first + i) * bytes, scale + i, zero + (Way::zeros ? i : 0), part - i);
         }
     };
