@@ -107,6 +107,7 @@ extern "C" {
 int64_t quintet_attention_bytes() { return sizeof(AttentionCall); }
 
 int quintet_attention(const AttentionCall* call) {
+    if (!call) return REFUSED;
     const AttentionCall& c = *call;
     if (!sane(c)) return REFUSED;
     const Inner& inner = *inner_of(chosen_level()->name);

@@ -35,7 +35,10 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Largest difference to the exact product, as a share of its largest value: the rounding of the result, and sums.
 BOUNDS = {torch.float32: 2e-6, torch.bfloat16: 4e-3, torch.float16: 6e-4}
 # out, in, group of weights of 4 bits; the long ones have more scales than are widened at a time
-NIBBLES = ((1, 32, 32), (5, 96, 32), (70, 256, 128), (33, 96, 96), (11, 8288, 32), (3, 16640, 128))
+NIBBLES = (
+    *((1, 32, 32), (5, 96, 32), (70, 256, 128), (33, 96, 96), (11, 8288, 32), (3, 16640, 128)),
+    *((13, 320, 64), (6, 384, 192), (5, 288, 96), (2, 160, 160)),
+)
 BYTES = ((1, 1, None), (9, 31, None), (70, 257, None), (5, 96, 32), (18, 96, 96), (33, 256, 128), (11, 8288, 32))
 # Numbers of rows: each of the few, and many, the last in no tile's multiple.
 ROWS = (*range(1, FEW_ROWS + 1), 9, 12, 33)
