@@ -472,7 +472,7 @@ struct InBfloat16 {
     using Bytes = typename V::BytesDot;
     template <Code C>
     using Nibbles = typename V::template NibblesDot<C>;
-    static bool takes(const Integers& m) { return m.bits == 4 ? GroupScales<BF16, false>::takes(m) : m.group == m.inputs; }
+    static bool takes(const Integers& m) { return m.bits == 4 ? GroupScales<ANY, false>::takes(m) : m.group == m.inputs; }
     static size_t bytes(int64_t inputs) { return prepared_bytes<Nibbles<MX>>(inputs); }
     static size_t memory(int64_t inputs) {
         const size_t four = many_bytes<Nibbles<ZERO>>(inputs), eight = many_bytes<Channel<Bytes>>(inputs);
@@ -497,10 +497,7 @@ struct InBfloat16 {
         const Rows rows{m.prepared, int64_t(bytes(m.inputs)), nullptr, m.rows};
         auto done = [&](int64_t row, int64_t output, int64_t count, float* sums) { finish<V>(m, row, output, count, sums); };
         if (m.rows > FEW_ROWS) return many_grouped<V, Nibbles<C>>(IntegerSource(m), rows, begin, end, memory, done);
-        const auto with = [&](const auto& scales) { few_rows<V, Nibbles<C>>(m, rows, scales, begin, end, done); };
-        if (m.scale_type == FP32) with(GroupScales<FP32, C == ZERO>(m));
-        else if (m.scale_type == BF16) with(GroupScales<BF16, C == ZERO>(m));
-        else with(GroupScales<FP16, C == ZERO>(m));
+        few_rows<V, Nibbles<C>>(m, rows, begin, end, done);
     }
     static void integers(const Integers& m, int64_t begin, int64_t end, void* memory) {
         if (m.bits == 8) {

@@ -39,11 +39,15 @@ inline __m512i highest_bytes(int size, int wide) {
     return _mm512_load_si512(places);
 }
 
-// Scales of MXFP4, with 0 and 255 among them or without.
-template <bool ends>
+// What is known of scales when a product is compiled: for one and two rows all, for more that would cost compilers more than it saves.
+constexpr int ANY = -1;
+
+// Scales of MXFP4, with 0 and 255 among them (1), without (0), or ANY.
+template <int ends>
 struct PowerScales {
     const uint8_t* scales;
     int64_t count;
+    bool among = ends == 1;
     __m512i places = highest_bytes(1, 4);
     bool any_end(int64_t output, int64_t outputs) const {
         const uint8_t* from = scales + output * count;
@@ -61,28 +65,29 @@ struct PowerScales {
         const uint8_t* from = scales + output * count + block;
         const __m128i four = here < 4 ? _mm_maskz_loadu_epi8(__mmask16((1 << here) - 1), from) : _mm_loadu_si32(from);
         const __m512i power = _mm512_srli_epi32(_mm512_shuffle_epi8(_mm512_broadcastd_epi32(four), places), 1);
-        return ends ? powers_of(power) : _mm512_castsi512_ps(power);
+        return ends == 1 || (ends == ANY && among) ? powers_of(power) : _mm512_castsi512_ps(power);
     }
     __m512i shift(int64_t, int64_t, int) const { return _mm512_setzero_si512(); }
 };
 
-// Scales of type T, and zeros, of groups of so many blocks that a step has four, two, or (part of) one.
+// Scales of type T or ANY, and zeros, of groups of so many blocks that a step has four, two, or (part of) one.
 template <int T, bool zeros>
 struct GroupScales {
-    using W = typename Element<T>::type;
     const char* scales;
     const uint8_t* words;
     int64_t count, each;  // groups of an output, blocks of a group
     int wide;             // groups of a step
+    int type;
     __m512i places, lanes;
     static bool takes(const Integers& m) {
         return m.group == m.inputs || m.group == BLOCK || m.group == 2 * BLOCK || m.group % (4 * BLOCK) == 0;
     }
     explicit GroupScales(const Integers& m)
         : scales(static_cast<const char*>(m.scales)), words(m.zeros), count(m.inputs / m.group), each(m.group / BLOCK),
-          wide(count == 1 ? 1 : each == 1 ? 4 : each == 2 ? 2 : 1), places(highest_bytes(2, wide)), lanes(lanes_of(wide)) {}
+          wide(count == 1 ? 1 : each == 1 ? 4 : each == 2 ? 2 : 1), type(T == ANY ? m.scale_type : T), places(highest_bytes(2, wide)),
+          lanes(lanes_of(wide)) {}
     void ahead(int64_t output, int64_t outputs) const {
-        const int64_t bytes = count * int64_t(sizeof(W));
+        const int64_t bytes = count * bytes_of(type);
         ask_for_all(scales + output * bytes, outputs * bytes);
     }
     int64_t group_of(int64_t block) const { return each == 1 ? block : uint32_t(block) / uint32_t(each); }
@@ -97,10 +102,12 @@ struct GroupScales {
         return _mm512_broadcast_i32x4(_mm_maskz_loadu_epi8(__mmask16((1u << numbers * size) - 1), from));
     }
     QUINTET_INLINED __m512 scale(int64_t output, int64_t block, int here) const {
-        const __m512i four = some<sizeof(W)>(scales + (output * count + group_of(block)) * int64_t(sizeof(W)), here);
-        if (T == BF16) return _mm512_castsi512_ps(_mm512_shuffle_epi8(four, places));
-        const __m512 widened = T == FP32 ? _mm512_castsi512_ps(four) : _mm512_cvtph_ps(_mm512_castsi512_si256(four));
-        return _mm512_permutexvar_ps(lanes, widened);
+        const int64_t at = output * count + group_of(block);
+        const int is = T == ANY ? type : T;
+        if (is == FP32) return _mm512_permutexvar_ps(lanes, _mm512_castsi512_ps(some<4>(scales + 4 * at, here)));
+        const __m512i four = some<2>(scales + 2 * at, here);
+        if (is == BF16) return _mm512_castsi512_ps(_mm512_shuffle_epi8(four, places));
+        return _mm512_permutexvar_ps(lanes, _mm512_cvtph_ps(_mm512_castsi512_si256(four)));
     }
     // 16 - zero, in 16 bits
     QUINTET_INLINED __m512i shift(int64_t output, int64_t block, int here) const {
@@ -207,20 +214,33 @@ void few_rows(int64_t rows, int64_t begin, int64_t end, Some some, Done done) {
     }
 }
 
-template <class V, class Way, class Scales, class Done>
-void few_rows(const Integers& m, const Rows& rows, const Scales& scales, int64_t begin, int64_t end, Done done) {
-    few_rows(rows.count, begin, end, [&](auto r, int64_t output, int64_t count, float* sums) {
-        few_sums<V, Way, r>(m.weight, m.inputs / BLOCK, rows, scales, output, count, sums);
-    }, done);
+template <class V, class Way, class Done>
+void few_rows(const Integers& m, const Rows& rows, int64_t begin, int64_t end, Done done) {
+    const auto with = [&](const auto& one_or_two, const auto& more) {
+        few_rows(rows.count, begin, end, [&](auto r, int64_t output, int64_t count, float* sums) {
+            if constexpr (r <= 2) few_sums<V, Way, r>(m.weight, m.inputs / BLOCK, rows, one_or_two, output, count, sums);
+            else few_sums<V, Way, r>(m.weight, m.inputs / BLOCK, rows, more, output, count, sums);
+        }, done);
+    };
+    const GroupScales<ANY, Way::zeros> any(m);
+    if (rows.count > 2) with(any, any);
+    else if (m.scale_type == FP32) with(GroupScales<FP32, Way::zeros>(m), any);
+    else if (m.scale_type == BF16) with(GroupScales<BF16, Way::zeros>(m), any);
+    else with(GroupScales<FP16, Way::zeros>(m), any);
 }
 
 template <class V, class Way, class Done>
 void few_rows(const MxSource& m, const Rows& rows, int64_t begin, int64_t end, Done done) {
-    const PowerScales<false> powers{m.scales, m.count};
-    const PowerScales<true> all{m.scales, m.count};
+    const PowerScales<0> powers{m.scales, m.count};
+    const PowerScales<1> ends{m.scales, m.count};
     few_rows(rows.count, begin, end, [&](auto r, int64_t output, int64_t count, float* sums) {
-        if (all.any_end(output, count)) few_sums<V, Way, r>(m.weight, m.count, rows, all, output, count, sums);
-        else few_sums<V, Way, r>(m.weight, m.count, rows, powers, output, count, sums);
+        const bool among = ends.any_end(output, count);
+        if constexpr (r <= 2) {
+            if (among) few_sums<V, Way, r>(m.weight, m.count, rows, ends, output, count, sums);
+            else few_sums<V, Way, r>(m.weight, m.count, rows, powers, output, count, sums);
+        } else {
+            few_sums<V, Way, r>(m.weight, m.count, rows, PowerScales<ANY>{m.scales, m.count, among}, output, count, sums);
+        }
     }, done);
 }
 

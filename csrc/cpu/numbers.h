@@ -8,7 +8,12 @@
 #include <type_traits>
 #include <utility>
 
+// Where nothing is optimized, as under sanitizers, nothing is copied to where it is called: it would take minutes and gigabytes.
+#if defined(__OPTIMIZE__)
 #define QUINTET_INLINED __attribute__((always_inline))
+#else
+#define QUINTET_INLINED
+#endif
 
 namespace quintet {
 namespace {
