@@ -30,6 +30,8 @@ FORMATS: dict[str, tuple[str, dict[str, int] | None]] = {
     "int4": ("q4_0", {"bits": 4, "head_bits": 4}),
 }
 ROWS = ("load_s", "first_token_s", "prompt_s", "decode_s", "batch_s", "peak_mb")
+# Those that memory holds, and what they read.
+LIMITED = {"decode_s": "bytes_per_step", "batch_s": "bytes_per_batch"}
 
 
 def checkpoint(work_dir: Path, name: str, style: str) -> Path:
@@ -68,6 +70,7 @@ def child(folder: str, prompt: int, past: int, new: int, sequences: int, repeats
     import torch
 
     from quintet.auto import AutoModelForCausalLM
+    from quintet.cli.machine import read_bandwidth
     from quintet.quant.packed_experts import PackedExperts
     from quintet.quant.packed_linear import PackedLinear
 
@@ -86,24 +89,30 @@ def child(folder: str, prompt: int, past: int, new: int, sequences: int, repeats
         return time.perf_counter() - began, out.past_key_values
 
     result: dict[str, Any] = {}
+    bandwidth = []
     with torch.inference_mode():
         step(ids[:, :8], None)
         result |= {"load_s": loaded - started, "first_token_s": time.perf_counter() - started}
         result["prompt_s"] = min(step(ids[:, :prompt], None)[0] for _ in range(repeats))
         for name, rows, count in (("decode_s", 1, new), ("batch_s", sequences, max(new // 2, 8))):
             cache = step(ids[:, :past].repeat(rows, 1), None)[1]
+            bandwidth.append(read_bandwidth(seconds=0.3)["gb_s"])  # just before: it changes from minute to minute
             steps = []
             for n in range(count):
                 # other tokens in each text, as llama_peer.py has them: they ask other experts
                 seconds, cache = step(torch.arange(9 + n, 9 + n + rows)[:, None], cache)
                 steps.append(seconds)
             result[name] = sorted(steps)[len(steps) // 2]
+    result["read_gb_s"] = statistics.mean(bandwidth)
     result["peak_mb"] = common.peak_rss_mib()
     print(json.dumps(result), flush=True)
 
 
 def llama(python: str, file: Path, flash: str, args: Any) -> dict[str, Any]:
-    """Measure llama.cpp in a process of its own."""
+    """Measure llama.cpp in a process of its own, and memory before and after it."""
+    from quintet.cli.machine import read_bandwidth
+
+    bandwidth = [read_bandwidth(seconds=0.3)["gb_s"]]
     command = [python, str(common.ROOT / "benchmarks" / "llama_peer.py"), str(file), "--flash", flash]
     command += ["--threads", str(args.threads or 2), "--prompt", str(args.prompt), "--past", str(args.past)]
     command += ["--new", str(args.new), "--sequences", str(args.sequences), "--repeats", str(args.repeats)]
@@ -111,14 +120,13 @@ def llama(python: str, file: Path, flash: str, args: Any) -> dict[str, Any]:
     if done.returncode:
         raise RuntimeError(f"llama.cpp ended with {done.returncode}: {done.stderr[-300:]}")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    bandwidth.append(read_bandwidth(seconds=0.3)["gb_s"])
+    return {**result, "read_gb_s": statistics.mean(bandwidth)}
 
 
 def measure(name: str, style: str, args: Any) -> None:
     """Run the rounds of one model and format, and print the result."""
-    from quintet.cli.machine import read_bandwidth
-
-    argv = [__file__, "--make", name, style, str(args.work_dir)]
+    argv = [__file__, "--make", name, style, str(args.work_dir), str(args.sequences), str(args.past)]
     made = common.run_child(argv)[1]
     folder = Path(made["folder"])
     theirs = FORMATS[style][0]
@@ -140,9 +148,7 @@ def measure(name: str, style: str, args: Any) -> None:
         "llama-off": lambda: llama(args.llama_python, file, "off", args),
     }
     found: dict[str, list[dict[str, Any]]] = {key: [] for key in runs}
-    bandwidth = []
     for number in range(args.rounds + 1):  # the first fills the page cache and does not count
-        bandwidth.append(read_bandwidth(seconds=0.5)["gb_s"])
         for key in list(runs)[:: 1 if number % 2 else -1]:
             if args.apart and number:
                 continue
@@ -154,15 +160,21 @@ def measure(name: str, style: str, args: Any) -> None:
         found = {key: values[1:] or values for key, values in found.items()}
     record: dict[str, Any] = {"model": name, "format": style, "peer": f"llama.cpp {theirs}", "rounds": args.rounds}
     record |= {key: getattr(args, key) for key in ("prompt", "past", "sequences")}
-    record["read_gb_s"] = round(statistics.median(bandwidth), 1)
-    record["bytes_per_token"] = made["bytes"]
-    record["limit_decode_s"] = round(made["bytes"] / statistics.median(bandwidth) / 1e9, 5)
+    medians = {
+        row: {key: statistics.median(facts[row] for facts in values) for key, values in found.items()}
+        for row in (*ROWS, "read_gb_s")
+    }
+    record["read_gb_s"] = {key: round(value, 1) for key, value in medians["read_gb_s"].items()}
+    record |= {"bytes_per_step": made["bytes"], "bytes_per_batch": made["batch_bytes"]}
     for row in ROWS:
-        medians = {key: statistics.median(facts[row] for facts in values) for key, values in found.items()}
-        ours, llamas = (min(v for k, v in medians.items() if k.startswith(peer)) for peer in ("quintet", "llama"))
-        record[row] = {**{k: round(v, 5) for k, v in medians.items()}, "ratio": round(llamas / ours, 3)}
-        if row == "decode_s":
-            record["of_limit"] = round(record["limit_decode_s"] / ours, 3)
+        best = {
+            peer: min((v, k) for k, v in medians[row].items() if k.startswith(peer)) for peer in ("quintet", "llama")
+        }
+        ours, who = best["quintet"]
+        record[row] = {**{k: round(v, 5) for k, v in medians[row].items()}, "ratio": round(best["llama"][0] / ours, 3)}
+        if row in LIMITED:
+            limit = record[LIMITED[row]] / medians["read_gb_s"][who] / 1e9
+            record[row]["of_limit"] = round(limit / ours, 3)
     common.emit("beside_llama", record, args.threads)
 
 
@@ -197,7 +209,8 @@ if __name__ == "__main__":
         from quintet.auto import AutoModelForCausalLM
 
         made_folder = checkpoint(Path(sys.argv[4]), sys.argv[2], sys.argv[3])
-        size = common.bytes_per_token(AutoModelForCausalLM.from_pretrained(made_folder))
-        print(json.dumps({"folder": str(made_folder), "bytes": size}), flush=True)
+        made_model, (texts, before) = AutoModelForCausalLM.from_pretrained(made_folder), map(int, sys.argv[5:7])
+        size, batch = (common.bytes_per_step(made_model, rows, before) for rows in (1, texts))
+        print(json.dumps({"folder": str(made_folder), "bytes": size, "batch_bytes": batch}), flush=True)
     else:
         main()

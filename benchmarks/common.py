@@ -171,16 +171,23 @@ def wall(argv: Iterable[str], env: dict[str, str]) -> float:
     return time.perf_counter() - began
 
 
-def bytes_per_token(model: Any) -> int:
-    """Return what a decoding step must read of the weights: of experts those that are used, no embedding but a head."""
+def bytes_per_step(model: Any, rows: int = 1, past: int = 0) -> int:
+    """Return what a decoding step must read: weights, but no embedding that is not a head, and the cache.
+
+    Args:
+        model: With packed experts or others.
+        rows: Texts. Of the experts those count that so many ask if each chooses as if at random.
+        past: Tokens in the cache of each.
+    """
+    from quintet.cli.plan import kv_cache
     from quintet.quant.packed_experts import PackedExperts
 
-    total = 0
+    total = rows * kv_cache(model.config).numbers(past) * model.dtype.itemsize if past else 0
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings()
     for module in model.modules():
         share = 1.0
         if isinstance(module, PackedExperts):
-            share = model.config.num_experts_per_tok / model.config.num_local_experts
+            share = 1 - (1 - model.config.num_experts_per_tok / model.config.num_local_experts) ** rows
         for tensor in module.parameters(recurse=False):
             if tensor is embedding and getattr(head, "weight", None) is not embedding:
                 continue

@@ -184,7 +184,7 @@ def scaled(stat: dict[str, Any], change: Callable[[float], float]) -> dict[str, 
 
 def context(model: Any, facts: dict[str, Any], args: Any) -> None:
     """Milliseconds of a token against the tokens before it."""
-    weights = common.bytes_per_token(model)
+    weights = common.bytes_per_step(model)
     ms: dict[int, dict[str, Any]] = {count: {} for count in args.threads_list}
     limits: dict[str, float] = {}
     for length in args.lengths:

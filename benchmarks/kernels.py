@@ -299,7 +299,7 @@ def blocks_case(name: str, work_dir: Path, activations: str) -> Case:
             module.activations = activations
     plain = copy.deepcopy(model)
     model.optimize()
-    size_bytes, chosen = common.bytes_per_token(model), getattr(model.config, "num_experts_per_tok", 0)
+    size_bytes, chosen = common.bytes_per_step(model), getattr(model.config, "num_experts_per_tok", 0)
     share = chosen / model.config.num_local_experts if chosen else 1.0
     blocks = [p for key, p in plain.named_parameters() if "embed" not in key and ".wt" not in key and "head" not in key]
     numbers = sum(count(p) * (share if p.dim() in (3, 4) else 1) for p in blocks)

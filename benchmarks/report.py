@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from goals import goals_table
+
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 Record = dict[str, Any]
 
@@ -155,6 +157,22 @@ def besides(field: str, unit: float, title: str) -> Column:
         return f"{number(unit * ours)} / {number(unit * theirs)} **{found['ratio']:.2f}**"
 
     return title, say
+
+
+def limited(field: str) -> Column:
+    """Return a column of how near quintet comes to what memory lets it do."""
+    return "of the limit", lambda r: percent(r[field]["of_limit"]) if "of_limit" in r[field] else ""
+
+
+def memory_beside(record: Record) -> str:
+    """Return the speed of memory while quintet ran, and while the better of llama.cpp's ways to decode did."""
+    speeds, took = record["read_gb_s"], record["decode_s"]
+    if isinstance(speeds, float):
+        return number(speeds)
+    ours, theirs = (
+        min((value, key) for key, value in took.items() if key.startswith(peer))[1] for peer in ("quintet", "llama")
+    )
+    return f"{number(speeds[ours])} / {number(speeds[theirs])}"
 
 
 def along(field: str, places: Iterable[str]) -> list[Column]:
@@ -308,9 +326,10 @@ TABLES: dict[str, list[Column]] = {
         ("model", lambda r: r["model"]),
         ("format", lambda r: r["format"]),
         besides("decode_s", 1e3, "decode, ms"),
-        ("of the limit", lambda r: percent(r["of_limit"])),
-        ("memory read, GB/s", lambda r: number(r["read_gb_s"])),
+        limited("decode_s"),
         besides("batch_s", 1e3, "8 texts, ms"),
+        limited("batch_s"),
+        ("memory read, GB/s", memory_beside),
         besides("prompt_s", 1, "prompt of 512, s"),
         besides("first_token_s", 1, "start to first token, s"),
         ("memory, MB", lambda r: besides("peak_mb", 1, "")[1](r).partition(" **")[0]),
@@ -374,7 +393,10 @@ def llama_in_words(records: list[Record]) -> str:
 
 
 # Sentences of a page that are made of results as tables are: the benchmark, and what says it.
-WORDS: dict[str, tuple[str, Callable[[list[Record]], str]]] = {"beside_llama_words": ("beside_llama", llama_in_words)}
+WORDS: dict[str, tuple[str, Callable[[list[Record]], str]]] = {
+    "beside_llama_words": ("beside_llama", llama_in_words),
+    "beside_llama_goals": ("beside_llama", goals_table),
+}
 
 
 def fill(page: str, results: dict[str, list[Record]]) -> str:

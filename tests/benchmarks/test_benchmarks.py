@@ -26,7 +26,11 @@ def load(name: str) -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(FOLDER))  # as for a script that is run; not for longer, as other packages have these names
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(FOLDER))
     return module
 
 
@@ -249,6 +253,34 @@ def test_what_is_said_beside_llama_is_made_of_the_results() -> None:
     assert page == f"a\n<!-- table: beside_llama_words -->\n{words(small)}\n<!-- end -->\n"
     readme = (report.DOCS.parent / "README.md").read_text(encoding="utf-8")
     assert "<!-- table: beside_llama_words -->" in readme, "the test of pages compares it with the results"
+
+
+def test_goals_beside_llama() -> None:
+    report, goals = load("report"), load("goals")
+    said = report.WORDS["beside_llama_goals"][1]
+    assert "not measured" in said([]) and f"\n0 of {sum(len(one.values) for one in goals.GOALS)} are" in said([])
+
+    def record(style: str, **fields: tuple[float, float, float]) -> dict:
+        values = {
+            name: {"quintet-auto": a, "llama-on": b, "ratio": b / a, "of_limit": c}
+            for name, (a, b, c) in fields.items()
+        }
+        return {"model": "gpt2", "format": style, **values}
+
+    def all_of(style: str, decode: float) -> dict:
+        return record(
+            style, decode_s=(1, decode, 0.5), batch_s=(2, 3, 0.5), prompt_s=(1, 1.4, 0.5), first_token_s=(2.004, 1, 1)
+        )
+
+    lines = said([all_of("bf16", 0.996), all_of("int8", 1.29), all_of("int4", 1.3)]).splitlines()
+    of_gpt2 = [line for line in lines if line.startswith("| gpt2 |")]
+    assert of_gpt2[0].endswith("| 1.00, 1.30, 1.30 | **1.00**, 1.29, **1.30** |")
+    assert of_gpt2[1].endswith("| 1.50 | 1.40 |") and of_gpt2[2].endswith("| 1.50 | **1.50** |")
+    assert of_gpt2[3].endswith("| **2.00 s**, **2.00 s**, **2.00 s** |")
+    assert lines[-1].startswith("6 of ")
+    assert "| gpt2 | 8 texts, best formats | times llama.cpp's | all | 1.50 | not measured |" in said(
+        [all_of("bf16", 1)]
+    )
 
 
 def test_alternate_turns_the_order_around_and_drops_the_first_round() -> None:
@@ -586,8 +618,11 @@ def test_a_comparison_with_llama(
     made = module.checkpoint(tmp_path, "gpt2", "int8")
     from quintet.auto import AutoModelForCausalLM
 
-    size, run_child = module.common.bytes_per_token(AutoModelForCausalLM.from_pretrained(made)), module.common.run_child
-    ready = (0.0, {"folder": str(made), "bytes": size})  # saves a process
+    model, run_child = AutoModelForCausalLM.from_pretrained(made), module.common.run_child
+    size, batch = module.common.bytes_per_step(model, 1, 4), module.common.bytes_per_step(model, 2, 4)
+    cache = 2 * 2 * model.config.num_hidden_layers * model.config.hidden_size  # bytes of a token's keys and values
+    assert batch - size == size - module.common.bytes_per_step(model) == 4 * cache, "2 texts of 4 tokens"
+    ready = (0.0, {"folder": str(made), "bytes": size, "batch_bytes": batch})  # saves a process
     monkeypatch.setattr(
         module.common, "run_child", lambda argv, *given: ready if argv[1] == "--make" else run_child(argv, *given)
     )
@@ -600,11 +635,13 @@ def test_a_comparison_with_llama(
     module.main()
     record = json.loads(capfd.readouterr().out)
     assert (record["benchmark"], record["model"], record["peer"]) == ("beside_llama", "gpt2", "llama.cpp q8_0")
-    assert 0 < record["bytes_per_token"] == size < sum(path.stat().st_size for path in made.iterdir())
+    assert 0 < record["bytes_per_step"] == size < sum(path.stat().st_size for path in made.iterdir())
     for row in module.ROWS:
         found = record[row]
         assert found["llama-on"] == 4 and found["llama-off"] == 2 and found["quintet-auto"] > 0
         low, high = (2 / max(found["quintet-auto"] + off, 1e-6) for off in (1e-5, -1e-5))  # it was rounded
         assert low - 1e-3 <= found["ratio"] <= high + 1e-3, "the better of the two counts"
-    assert 0 <= record["of_limit"] < 1
+    for row in ("decode_s", "batch_s"):
+        assert 0 <= record[row]["of_limit"] < 1
+    assert set(record["read_gb_s"]) == {"quintet-auto", "llama-on", "llama-off"}
     assert "| gpt2 | int8 |" in load("report").table("beside_llama", [record])
