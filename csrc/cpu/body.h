@@ -92,15 +92,8 @@ struct Widened {
     }
 };
 
-// While some outputs are used, the same places of outputs that come so much later are asked for (measured).
-struct Ahead {
-    int64_t lead;
-    Ahead(int64_t bytes, int outputs, int64_t least = 12288) : lead(bytes > 0 ? round_up(least, bytes * outputs) : 0) {}
-    QUINTET_INLINED void ask(const void* place) const { ask_for(static_cast<const char*>(place) + lead); }
-};
-
 template <class V, class Way, int R, int O, class Done>
-inline void matvec_block(const Matvec& m, int64_t output, const Ahead& ahead, Done done) {
+inline void matvec_block(const Matvec& m, int64_t output, Done done) {
     const int64_t padded = row_stride<Way>(m.inputs);
     const auto* x = static_cast<const typename Way::X*>(m.prepared);
     const typename Way::W* w[O];
@@ -113,7 +106,7 @@ inline void matvec_block(const Matvec& m, int64_t output, const Ahead& ahead, Do
     int64_t i = 0;
     for (; i < whole; i += Way::step) {
         each<O>([&](auto o) QUINTET_INLINED {
-            ahead.ask(w[o] + i);
+            ask_for(reinterpret_cast<const char*>(w[o] + i) + 8192);
             const typename Way::Loaded loaded = Way::load(w[o] + i);
             each<R>([&](auto r) QUINTET_INLINED { acc[o][r] = Way::add(loaded, x + r * padded + i, acc[o][r]); });
         });
@@ -135,12 +128,11 @@ void matvec_rows(const Matvec& m, int64_t begin, int64_t end) {
         if (m.bias) sum += widen<V, T>(m.bias, output);
         narrow<V, T>(m.out, r * m.outputs + output, sum);
     };
-    // One stream in rising order is read fastest; from six rows on arithmetic counts too, and x itself fills the first cache.
+    // One stream in rising order is read fastest; from six rows on arithmetic counts too.
     constexpr int O = R > 5 && R * 2 <= V::sums ? 2 : 1;
-    const Ahead ahead(m.weight_stride * int64_t(sizeof(typename Way::W)), O, R > 5 ? 4096 : 12288);
     int64_t output = begin;
-    for (; output + O <= end; output += O) matvec_block<V, Way, R, O>(m, output, ahead, done);
-    for (; output < end; ++output) matvec_block<V, Way, R, 1>(m, output, ahead, done);
+    for (; output + O <= end; output += O) matvec_block<V, Way, R, O>(m, output, done);
+    for (; output < end; ++output) matvec_block<V, Way, R, 1>(m, output, done);
 }
 
 template <class V, class Way>

@@ -150,7 +150,7 @@ __attribute__((noinline)) void few_sums(const uint8_t* weight, int64_t blocks, c
                 typename Way::Loaded loaded[P];
                 each<P>([&](auto p) QUINTET_INLINED {
                     constexpr int o = g * P + p;
-                    ahead.ask(w + o * pitch + block * GROUP_BYTES);
+                    ahead.template ask<O>(w, block * GROUP_BYTES, o);
                     const int64_t at = output + o * next;
                     loaded[p] = Way::made(load(w + o * pitch + block * GROUP_BYTES), scales.scale(at, block, here), scales.shift(at, block, here));
                 });
