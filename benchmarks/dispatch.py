@@ -1,8 +1,7 @@
 """Which part of a decoding step of GPT-2 124M is native kernels, and which is Python and what it calls between them.
 
 Greedy, one text. Native calls are timed one by one; everything else of a step counts as between them: the loop of
-`generate`, the choice of the token, the embedding, the last norm, the dispatcher, and the timing itself. A fifth of a
-step or less is wanted.
+`generate`, the choice of the token, checks, and the timing itself. A fifth of a step or less is wanted.
 """
 
 from __future__ import annotations
