@@ -14,7 +14,7 @@ from quintet.kernels.loader import status
 
 pytestmark = pytest.mark.skipif(not status().native, reason=f"no native kernels: {status().reason}")
 
-# Some more than there are in 12 layers; `benchmarks/dispatch.py` measures what they take: with 541 it was twice as much.
+# Some more than there are in 12 layers; `benchmarks/dispatch.py` measures what they take: 541 took twice as much.
 PYTHON_CALLS = 300
 
 
