@@ -171,6 +171,11 @@ def wall(argv: Iterable[str], env: dict[str, str]) -> float:
     return time.perf_counter() - began
 
 
+def best_of(found: dict[str, float], peer: str) -> tuple[float, str]:
+    """Return the least value of a peer, whose ways of running are keys that begin with its name, and which it is of."""
+    return min((value, key) for key, value in found.items() if key.startswith(peer))
+
+
 def bytes_per_step(model: Any, rows: int = 1, past: int = 0) -> int:
     """Return what a decoding step must read: weights, but no embedding that is not a head, and the cache.
 

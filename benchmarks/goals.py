@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from common import best_of
+
 Record = dict[str, Any]
 FORMATS = ("bf16", "int8", "int4")
 GPT_OSS, SEED, PYTHIA, GPT2 = "gpt-oss-20b", "seed-oss-1.5b", "pythia-410m", "gpt2"
@@ -55,7 +57,7 @@ GOALS = (
 
 
 def _least(records: Iterable[Record], field: str, peer: str) -> float:
-    return min(value for r in records for key, value in r[field].items() if key.startswith(peer))
+    return min(best_of(r[field], peer)[0] for r in records)
 
 
 def _measured(goal: Goal, records: list[Record]) -> list[float | None]:

@@ -124,18 +124,6 @@ def filled(model: Any, rows: int, length: int) -> Any:
     return cache
 
 
-def cache_bytes(model: Any, length: int) -> int:
-    """Return what one step reads of the keys and values of one row."""
-    from quintet.cache.layered import layer_windows
-
-    config = model.config
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    windows = layer_windows(config) or [None] * config.num_hidden_layers
-    seen = sum(length if window is None else min(window, length) for window in windows)
-    return int(2 * heads * size * seen * model.dtype.itemsize)
-
-
 def decoder(model: Any, rows: int, length: int) -> Callable[[], float]:
     """Return a function that decodes one token of every row behind such a context and returns its seconds."""
     import torch
@@ -184,14 +172,13 @@ def scaled(stat: dict[str, Any], change: Callable[[float], float]) -> dict[str, 
 
 def context(model: Any, facts: dict[str, Any], args: Any) -> None:
     """Milliseconds of a token against the tokens before it."""
-    weights = common.bytes_per_step(model)
     ms: dict[int, dict[str, Any]] = {count: {} for count in args.threads_list}
     limits: dict[str, float] = {}
     for length in args.lengths:
         found = in_turns(decoder(model, 1, length), args.threads_list, args.steps, args.rounds)
         for count, stat in found.items():
             ms[count][str(length)] = scaled(stat, lambda seconds: seconds * 1e3)
-        limits[str(length)] = round((weights + cache_bytes(model, length)) / facts["read_gb_s"] / 1e6, 3)
+        limits[str(length)] = round(common.bytes_per_step(model, 1, length) / facts["read_gb_s"] / 1e6, 3)
     for count in args.threads_list:
         common.emit("growth_context", {**facts, "threads": count, "ms": ms[count], "limit_ms": limits}, count)
 

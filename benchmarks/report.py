@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from common import best_of
 from goals import goals_table
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -151,9 +152,7 @@ def besides(field: str, unit: float, title: str) -> Column:
 
     def say(record: Record) -> str:
         found = record[field]
-        ours, theirs = (
-            min(value for key, value in found.items() if key.startswith(peer)) for peer in ("quintet", "llama")
-        )
+        ours, theirs = (best_of(found, peer)[0] for peer in ("quintet", "llama"))
         return f"{number(unit * ours)} / {number(unit * theirs)} **{found['ratio']:.2f}**"
 
     return title, say
@@ -169,9 +168,7 @@ def memory_beside(record: Record) -> str:
     speeds, took = record["read_gb_s"], record["decode_s"]
     if isinstance(speeds, float):
         return number(speeds)
-    ours, theirs = (
-        min((value, key) for key, value in took.items() if key.startswith(peer))[1] for peer in ("quintet", "llama")
-    )
+    ours, theirs = (best_of(took, peer)[1] for peer in ("quintet", "llama"))
     return f"{number(speeds[ours])} / {number(speeds[theirs])}"
 
 
@@ -382,7 +379,7 @@ def llama_in_words(records: list[Record]) -> str:
         return text
 
     def of(field: str, peer: str) -> list[float]:
-        return [min(value for key, value in r[field].items() if key.startswith(peer)) for r in large]
+        return [best_of(r[field], peer)[0] for r in large]
 
     memory = span((a / b for a, b in zip(of("peak_mb", "quintet"), of("peak_mb", "llama"), strict=True)), 100)
     first, others = (span(of("first_token_s", peer)) for peer in ("quintet", "llama"))

@@ -199,48 +199,52 @@ inline void few_range(int64_t begin, int64_t end, Some some, Done done) {
     }
 }
 
-template <class Some, class Done>
+// For one or two rows, or for more: each is compiled for its own kinds of scales.
+template <bool more, class Some, class Done>
 void few_rows(int64_t rows, int64_t begin, int64_t end, Some some, Done done) {
-    switch (rows) {
-        case 1: return few_range<1>(begin, end, some, done);
-        case 2: return few_range<2>(begin, end, some, done);
-        case 3: return few_range<3>(begin, end, some, done);
-        case 4: return few_range<4>(begin, end, some, done);
-        case 5: return few_range<5>(begin, end, some, done);
-        case 6: return few_range<6>(begin, end, some, done);
-        case 7: return few_range<7>(begin, end, some, done);
-        case 8: return few_range<8>(begin, end, some, done);
-        default: return;
+    if constexpr (more) {
+        switch (rows) {
+            case 3: return few_range<3>(begin, end, some, done);
+            case 4: return few_range<4>(begin, end, some, done);
+            case 5: return few_range<5>(begin, end, some, done);
+            case 6: return few_range<6>(begin, end, some, done);
+            case 7: return few_range<7>(begin, end, some, done);
+            case 8: return few_range<8>(begin, end, some, done);
+            default: return;
+        }
+    } else {
+        if (rows == 1) few_range<1>(begin, end, some, done);
+        else if (rows == 2) few_range<2>(begin, end, some, done);
     }
 }
 
 template <class V, class Way, class Done>
 void few_rows(const Integers& m, const Rows& rows, int64_t begin, int64_t end, Done done) {
-    const auto with = [&](const auto& one_or_two, const auto& more) {
-        few_rows(rows.count, begin, end, [&](auto r, int64_t output, int64_t count, float* sums) {
-            if constexpr (r <= 2) few_sums<V, Way, r>(m.weight, m.inputs / BLOCK, rows, one_or_two, output, count, sums);
-            else few_sums<V, Way, r>(m.weight, m.inputs / BLOCK, rows, more, output, count, sums);
+    const auto with = [&](auto more, const auto& scales) {
+        few_rows<more>(rows.count, begin, end, [&](auto r, int64_t output, int64_t count, float* sums) {
+            few_sums<V, Way, r>(m.weight, m.inputs / BLOCK, rows, scales, output, count, sums);
         }, done);
     };
-    const GroupScales<ANY, Way::zeros> any(m);
-    if (rows.count > 2) with(any, any);
-    else if (m.scale_type == FP32) with(GroupScales<FP32, Way::zeros>(m), any);
-    else if (m.scale_type == BF16) with(GroupScales<BF16, Way::zeros>(m), any);
-    else with(GroupScales<FP16, Way::zeros>(m), any);
+    if (rows.count > 2) with(std::true_type(), GroupScales<ANY, Way::zeros>(m));
+    else if (m.scale_type == FP32) with(std::false_type(), GroupScales<FP32, Way::zeros>(m));
+    else if (m.scale_type == BF16) with(std::false_type(), GroupScales<BF16, Way::zeros>(m));
+    else with(std::false_type(), GroupScales<FP16, Way::zeros>(m));
 }
 
 template <class V, class Way, class Done>
 void few_rows(const MxSource& m, const Rows& rows, int64_t begin, int64_t end, Done done) {
+    if (rows.count > 2) {
+        PowerScales<ANY> scales{m.scales, m.count};
+        return few_rows<true>(rows.count, begin, end, [&](auto r, int64_t output, int64_t count, float* sums) {
+            scales.among = scales.any_end(output, count);
+            few_sums<V, Way, r>(m.weight, m.count, rows, scales, output, count, sums);
+        }, done);
+    }
     const PowerScales<0> powers{m.scales, m.count};
     const PowerScales<1> ends{m.scales, m.count};
-    few_rows(rows.count, begin, end, [&](auto r, int64_t output, int64_t count, float* sums) {
-        const bool among = ends.any_end(output, count);
-        if constexpr (r <= 2) {
-            if (among) few_sums<V, Way, r>(m.weight, m.count, rows, ends, output, count, sums);
-            else few_sums<V, Way, r>(m.weight, m.count, rows, powers, output, count, sums);
-        } else {
-            few_sums<V, Way, r>(m.weight, m.count, rows, PowerScales<ANY>{m.scales, m.count, among}, output, count, sums);
-        }
+    few_rows<false>(rows.count, begin, end, [&](auto r, int64_t output, int64_t count, float* sums) {
+        if (ends.any_end(output, count)) few_sums<V, Way, r>(m.weight, m.count, rows, ends, output, count, sums);
+        else few_sums<V, Way, r>(m.weight, m.count, rows, powers, output, count, sums);
     }, done);
 }
 
