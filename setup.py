@@ -54,7 +54,7 @@ def levels(machine: str) -> list[str]:
 def sources(machine: str) -> list[str]:
     """Files to compile for it."""
     names = [f"{prefix}{level}.cpp" for level in levels(machine) for prefix in ("", "inner_")]
-    shared = ("library.cpp", "blocks.cpp", "attention.cpp", "head.cpp", "norms.cpp")
+    shared = ("library.cpp", "threads.cpp", "blocks.cpp", "attention.cpp", "head.cpp", "norms.cpp")
     return [str(SOURCES / name) for name in (*shared, *names)]
 
 

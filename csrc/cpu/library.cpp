@@ -1,12 +1,5 @@
-// The functions that Python calls (ctypes), the choice of the level, and threads.
-//
-// Threads are those of the OpenMP runtime that the process has loaded, which is torch's: its entry is looked up and not
-// linked, so that there is never a second pool. Sizes of buffers are checked by the caller, who knows them; what is
-// checked here are numbers that would make loops run wild.
-#include <dlfcn.h>
-#include <pthread.h>
-#include <sched.h>
-
+// The functions that Python calls (ctypes), and the choice of the level. Sizes of buffers are checked by the caller, who
+// knows them; what is checked here are numbers that would make loops run wild.
 #include <atomic>
 #include <cstring>
 #include <initializer_list>
@@ -17,204 +10,10 @@
 #include "quintet.h"
 #include "threads.h"
 
-#if defined(__linux__)
-#include <link.h>
-#elif defined(__APPLE__)
-#include <mach-o/dyld.h>
-#endif
-
 namespace quintet {
 namespace {
 
 const Level* level = nullptr;
-
-// ---- threads -----------------------------------------------------------------------------------------------------
-
-using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
-Parallel parallel = nullptr;
-char runtime[512] = "";
-std::atomic<bool> forked{false};
-
-bool try_runtime(const char* path) {
-    const char* name = path ? std::strrchr(path, '/') : nullptr;
-    name = name ? name + 1 : path;
-    if (!name || (std::strncmp(name, "libgomp", 7) && std::strncmp(name, "libiomp", 7) && std::strncmp(name, "libomp", 6)))
-        return false;
-    void* library = dlopen(path, RTLD_LAZY | RTLD_NOLOAD);
-    parallel = library ? reinterpret_cast<Parallel>(dlsym(library, "GOMP_parallel")) : nullptr;
-    if (!parallel) return false;
-    std::strncpy(runtime, path, sizeof runtime - 1);
-    return true;
-}
-
-void find_threads() {
-#if defined(__linux__)
-    dl_iterate_phdr([](dl_phdr_info* info, size_t, void*) { return int(try_runtime(info->dlpi_name)); }, nullptr);
-#elif defined(__APPLE__)
-    for (uint32_t i = 0; i < _dyld_image_count() && !parallel; ++i) try_runtime(_dyld_get_image_name(i));
-#endif
-    // The pool's threads do not live on in a child of fork, and a runtime that waits for them waits for ever.
-    pthread_atfork(nullptr, nullptr, [] { forked.store(true); });
-}
-
-// As Work, with memory of the thread's own.
-using Worker = void (*)(const void*, int64_t, int64_t, void*);
-
-struct Job {
-    Worker work;
-    const void* arguments;
-    int64_t total, chunk;
-    char* memory;
-    size_t memory_each;
-    std::atomic<int64_t> next;
-    std::atomic<size_t> threads;
-};
-
-void run_job(void* data) {
-    Job& job = *static_cast<Job*>(data);
-    char* memory = job.memory + job.memory_each * job.threads.fetch_add(1, std::memory_order_relaxed);
-    for (;;) {
-        const int64_t begin = job.next.fetch_add(job.chunk, std::memory_order_relaxed);
-        if (begin >= job.total) return;
-        job.work(job.arguments, begin, begin + job.chunk < job.total ? begin + job.chunk : job.total, memory);
-    }
-}
-
-// Whoever is free takes the next piece: on a busy machine no thread waits for another that was put aside. Large pieces
-// are read faster, as threads that take turns in one place of memory are in each other's way; small ones end together.
-constexpr int64_t LARGEST = 262144, SMALLEST = 32768;  // bytes of a weight; measured
-constexpr int64_t WORTH_IN_TEAM = 16384;
-constexpr int64_t WORTH = 131072;                      // below it, waking threads costs more than they save
-
-// Threads that stay for several jobs. The word holds the number of the job, how many pieces it has and which is next;
-// two jobs' descriptions are kept, so that one is never written while somebody may still read it.
-struct Team {
-    struct Piecework {
-        Work work;
-        const void* arguments;
-        int64_t total, chunk;
-        std::atomic<int64_t> done;
-    };
-    static constexpr int PIECE_BITS = 24;
-    static constexpr uint64_t MASK = (uint64_t(1) << PIECE_BITS) - 1;
-    alignas(64) std::atomic<uint64_t> word{0};
-    alignas(64) Piecework jobs[2];
-    alignas(64) std::atomic<bool> over{false};
-    std::atomic<int> arrived{0};
-    uint64_t number = 0;
-    Work main;
-    const void* main_arguments;
-
-    // Does a piece of the newest job; false when there is none left.
-    bool help(uint64_t& seen) {
-        const uint64_t before = word.fetch_add(1, std::memory_order_acq_rel);
-        const int64_t next = int64_t(before & MASK), pieces = int64_t(before >> PIECE_BITS & MASK);
-        seen = before >> 2 * PIECE_BITS;
-        if (next >= pieces) return false;
-        Piecework& job = jobs[seen & 1];
-        const int64_t begin = next * job.chunk;
-        job.work(job.arguments, begin, begin + job.chunk < job.total ? begin + job.chunk : job.total);
-        job.done.fetch_add(1, std::memory_order_release);
-        return true;
-    }
-    static void rest(int& turns) {
-        if (++turns < 20000) {
-#if defined(__x86_64__)
-            __builtin_ia32_pause();
-#elif defined(__aarch64__)
-            __asm__ __volatile__("yield");
-#endif
-        } else {
-            sched_yield();  // a busy machine: let others have the core
-        }
-    }
-    void serve() {
-        while (!over.load(std::memory_order_acquire)) {
-            uint64_t seen = 0;
-            while (help(seen)) {}
-            int turns = 0;
-            while (word.load(std::memory_order_acquire) >> 2 * PIECE_BITS == seen && !over.load(std::memory_order_acquire)) rest(turns);
-        }
-    }
-    void run(Work work, const void* arguments, int64_t total, int64_t chunk) {
-        const int64_t pieces = (total + chunk - 1) / chunk;
-        number = (number + 1) & 0xffff;
-        Piecework& job = jobs[number & 1];
-        job.work = work, job.arguments = arguments, job.total = total, job.chunk = chunk;
-        job.done.store(0, std::memory_order_relaxed);
-        word.store(number << 2 * PIECE_BITS | uint64_t(pieces) << PIECE_BITS, std::memory_order_release);
-        uint64_t seen;
-        while (help(seen)) {}
-        int turns = 0;
-        while (job.done.load(std::memory_order_acquire) < pieces) rest(turns);
-    }
-};
-thread_local Team* team = nullptr;  // of the thread that leads it
-
-void run_team(void* data) {
-    Team& own = *static_cast<Team*>(data);
-    if (own.arrived.fetch_add(1, std::memory_order_acq_rel)) return own.serve();
-    team = &own;
-    own.main(own.main_arguments, 0, 1);
-    team = nullptr;
-    own.over.store(true, std::memory_order_release);
-}
-
-}  // namespace
-
-void together_do(Work work, const void* arguments, int64_t threads) {
-    if (threads <= 1 || !parallel || team || forked.load(std::memory_order_relaxed)) return work(arguments, 0, 1);
-    Team own;
-    own.main = work, own.main_arguments = arguments;
-    parallel(run_team, &own, unsigned(threads < 1024 ? threads : 1024), 0);
-}
-
-void share(Work work, const void* arguments, int64_t total, int64_t bytes_each, int64_t threads, int64_t step) {
-    int64_t piece = total * bytes_each / (8 * (threads > 1 ? threads : 1));
-    piece = piece < SMALLEST ? SMALLEST : piece > LARGEST ? LARGEST : piece;
-    int64_t chunk = piece / (bytes_each > 0 ? bytes_each : 1) / step * step;
-    if (chunk < step) chunk = step;
-    if (threads <= 1 || !parallel || forked.load(std::memory_order_relaxed) || total * bytes_each < (team ? WORTH_IN_TEAM : WORTH)) {
-        if (total > 0) work(arguments, 0, total);
-        return;
-    }
-    if (team && (total + chunk - 1) / chunk < int64_t(Team::MASK) / 2) return team->run(work, arguments, total, chunk);
-    const int64_t pieces = (total + chunk - 1) / chunk;
-    struct Call { Work work; const void* arguments; } call{work, arguments};
-    Job job{[](const void* data, int64_t begin, int64_t end, void*) {
-                static_cast<const Call*>(data)->work(static_cast<const Call*>(data)->arguments, begin, end);
-            },
-            &call, total, chunk, nullptr, 0, {0}, {0}};
-    parallel(run_job, &job, unsigned(threads < pieces ? threads : pieces), 0);
-}
-
-const Level* chosen_level() { return level; }
-
-namespace {
-
-// How many threads are worth it, and what each takes at a time.
-struct Plan {
-    int64_t threads, chunk;
-};
-
-Plan plan(int64_t total, int64_t bytes_each, int64_t threads) {
-    int64_t piece = total * bytes_each / (8 * (threads > 1 ? threads : 1));
-    piece = piece < SMALLEST ? SMALLEST : piece > LARGEST ? LARGEST : piece;
-    int64_t chunk = piece / (bytes_each > 0 ? bytes_each : 1) / 4 * 4;
-    if (chunk < 4) chunk = 4;
-    if (threads <= 1 || !parallel || forked.load(std::memory_order_relaxed) || total * bytes_each < WORTH) return {1, chunk};
-    const int64_t pieces = (total + chunk - 1) / chunk;
-    return {threads < pieces ? threads : pieces, chunk};
-}
-
-void share_with(Worker work, const void* arguments, int64_t total, Plan plan, char* memory = nullptr, size_t memory_each = 0) {
-    if (plan.threads <= 1) {
-        if (total > 0) work(arguments, 0, total, memory);
-        return;
-    }
-    Job job{work, arguments, total, plan.chunk, memory, memory_each, {0}, {0}};
-    parallel(run_job, &job, unsigned(plan.threads), 0);
-}
 
 thread_local Arena arena;  // what x is prepared as, and what lies between the products of experts
 
@@ -387,6 +186,9 @@ int expert_panel(Experts& m, int64_t experts, int64_t chosen, const int64_t* ind
 }
 
 }  // namespace
+
+const Level* chosen_level() { return level; }
+
 }  // namespace quintet
 
 using namespace quintet;
@@ -405,7 +207,7 @@ int quintet_choose(const char* name) {
     return DONE;
 }
 
-const char* quintet_runtime() { return runtime; }
+const char* quintet_runtime() { return threads_runtime(); }
 
 int quintet_matvec(int type, int64_t rows, int64_t inputs, int64_t outputs, const void* weight, int64_t weight_stride,
                    const void* x, int64_t x_stride, const void* bias, void* out, int64_t threads) {
