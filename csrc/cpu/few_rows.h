@@ -122,10 +122,11 @@ struct GroupScales {
 // ---- products ----------------------------------------------------------------------------------------------------
 
 // What is computed side by side (measured): outputs, which all have their sums in registers; outputs that are unpacked and
-// multiplied with the same numbers of x; rows whose sums of a step are in registers.
+// multiplied with the same numbers of x; rows whose sums of a step are in registers. One row is held by memory, which is read
+// fastest in one stream; more are held by arithmetic.
 template <int R>
 struct Shape {
-    static constexpr int outputs = R < 4 ? 4 : 2, unpacked = R == 1 ? 4 : 2, rows = R < 5 ? R : 3;
+    static constexpr int outputs = R == 1 ? 1 : R < 4 ? 4 : 2, unpacked = R == 1 ? 1 : 2, rows = R < 5 ? R : 3;
 };
 
 constexpr int64_t APART = TOGETHER + 4;  // from the sums of a row to those of the next: the last four may be written in part
