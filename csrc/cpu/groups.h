@@ -504,6 +504,7 @@ void experts_outer_of(const Experts& m, int64_t begin, int64_t end, void* memory
             const MxSource from{m.down_blocks + weights * groups * GROUP_BYTES, m.down_scales + weights * groups, groups};
             const Rows rows{static_cast<const char*>(m.prepared_values) + start * bytes, bytes, nullptr, m.starts[asked + 1] - start};
             Ways::product(from, rows, begin, stop, rest, [&](int64_t row, int64_t output, int64_t count, float* sums) {
+                ask_for(static_cast<const char*>(m.down_bias) + (weights + output + 2 * count) * int64_t(sizeof(typename Element<T>::type)));
                 float* to = total + m.rows_of[start + row] * OUTER + (output - begin);
                 const float weight = m.weights[start + row];
                 for (int64_t i = 0; i < count; ++i) to[i] += weight * (sums[i] + widen<V, T>(m.down_bias, weights + output + i));

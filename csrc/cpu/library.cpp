@@ -169,7 +169,7 @@ int expert_panel(Experts& m, int64_t experts, int64_t chosen, const int64_t* ind
         level->experts_prepare(m, 0, m.rows, nullptr);
         share(QUINTET_EACH(experts_inner), &m, inner_total, 2 * hidden_bytes, threads, 16);
         level->experts_between(m, 0, m.chosen, nullptr);
-        share(QUINTET_EACH(experts_outer), &m, m.hidden, down_bytes, threads, 32);
+        share(QUINTET_EACH(experts_outer), &m, m.hidden, down_bytes, threads, OUTER);
         return DONE;
 #undef QUINTET_EACH
     }
