@@ -21,10 +21,10 @@ struct Entries {
     template <int T>
     static size_t matvec_memory_of(int64_t inputs) { return many_bytes<Channel<typename V::template Way<T>>>(inputs); }
     template <int T>
-    static void matvec_prepare_of(const Matvec& m) {
+    static void matvec_prepare_of(const Matvec& m, int64_t begin, int64_t end) {
         using Way = typename V::template Way<T>;
         auto* to = static_cast<typename Way::X*>(m.prepared);
-        for (int64_t r = 0; r < m.rows; ++r) Way::prepare(m.x, r * m.x_stride, m.inputs, to + r * row_stride<Way>(m.inputs));
+        for (int64_t r = begin; r < end; ++r) Way::prepare(m.x, r * m.x_stride, m.inputs, to + r * row_stride<Way>(m.inputs));
     }
     static size_t matvec_bytes(int type, int64_t n) {
         return type == FP32 ? matvec_bytes_of<FP32>(n) : type == BF16 ? matvec_bytes_of<BF16>(n) : matvec_bytes_of<FP16>(n);
@@ -35,13 +35,13 @@ struct Entries {
     static size_t packed_bytes(int, int, int64_t inputs) { return Ways::bytes(inputs); }
     static size_t packed_memory(int, int, int64_t inputs) { return Ways::memory(inputs); }
     template <int T>
-    static void packed_prepare_of(const Packed& m) {
-        Ways::template prepare<T, true>(m.activations, 0, m.rows, m.x, m.x_stride, m.groups * GROUP, m.prepared);
+    static void packed_prepare_of(const Packed& m, int64_t begin, int64_t end) {
+        Ways::template prepare<T, true>(m.activations, begin, end, m.x, m.x_stride, m.groups * GROUP, m.prepared);
     }
     template <int T>
-    static void integers_prepare_of(const Integers& m) {
-        if (m.bits == 4) Ways::template prepare<T, true>(m.activations, 0, m.rows, m.x, m.x_stride, m.inputs, m.prepared);
-        else Ways::template prepare<T, false>(m.activations, 0, m.rows, m.x, m.x_stride, m.inputs, m.prepared);
+    static void integers_prepare_of(const Integers& m, int64_t begin, int64_t end) {
+        if (m.bits == 4) Ways::template prepare<T, true>(m.activations, begin, end, m.x, m.x_stride, m.inputs, m.prepared);
+        else Ways::template prepare<T, false>(m.activations, begin, end, m.x, m.x_stride, m.inputs, m.prepared);
     }
     template <int T>
     static void experts_prepare_of(const Experts& m, int64_t begin, int64_t end, void*) {

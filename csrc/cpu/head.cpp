@@ -148,11 +148,11 @@ int quintet_head_topk(int bits, int type, int scale_type, int64_t rows, int64_t 
         m.type = type, m.bits = bits, m.scale_type = scale_type, m.rows = rows, m.inputs = inputs, m.outputs = outputs, m.group = group;
         m.weight = static_cast<const uint8_t*>(weight), m.scales = scales, m.zeros = zeros;
         m.x = x, m.x_stride = x_stride, m.bias = bias, m.prepared = room;
-        level->integers_prepare(m);
+        level->integers_prepare(m, 0, rows);
         bytes = inputs * bits / 8 + inputs / group * bytes_of(scale_type);
     } else {
         c.plain = {type, rows, inputs, outputs, weight, stride, x, x_stride, bias, nullptr, room};
-        level->matvec_prepare(c.plain);
+        level->matvec_prepare(c.plain, 0, rows);
     }
     share(slices_of, &c, slices, c.slice * bytes, threads, 1);
     for (int64_t r = 0; r < rows; ++r)

@@ -92,18 +92,18 @@ struct Experts {
 
 struct Level {
     const char* name;
-    // Bytes that one row of `inputs` takes when prepared, a multiple of 64.
+    // Bytes that one row of `inputs` takes when prepared, at most; a multiple of 64. Rows `begin` to `end` are prepared at a time.
     size_t (*matvec_bytes)(int type, int64_t inputs);
-    void (*matvec_prepare)(const Matvec&);
+    void (*matvec_prepare)(const Matvec&, int64_t begin, int64_t end);
     // Bytes of memory that a thread needs for more than FEW_ROWS rows.
     size_t (*matvec_memory)(int type, int64_t inputs);
     void (*matvec)(const Matvec&, int64_t begin, int64_t end, void* memory);
-    // Of weights of 8 and 4 bits, whatever the format: bytes of a prepared row, and memory of a thread.
+    // Of weights of 8 and 4 bits, whatever the format: bytes of a prepared row at most, and memory of a thread.
     size_t (*packed_bytes)(int type, int activations, int64_t inputs);
     size_t (*packed_memory)(int type, int activations, int64_t inputs);
-    void (*packed_prepare)(const Packed&);
+    void (*packed_prepare)(const Packed&, int64_t begin, int64_t end);
     void (*packed)(const Packed&, int64_t begin, int64_t end, void* memory);
-    void (*integers_prepare)(const Integers&);
+    void (*integers_prepare)(const Integers&, int64_t begin, int64_t end);
     void (*integers)(const Integers&, int64_t begin, int64_t end, void* memory);
     // Ranges of rows; of count * F; of chosen; of D. Memory is what `packed` needs, and OUTER floats for each row.
     void (*experts_prepare)(const Experts&, int64_t begin, int64_t end, void*);

@@ -62,13 +62,13 @@ bool given(int64_t outputs, std::initializer_list<const void*> all) {
 
 // Products of some rows of x and a weight: x is prepared, and outputs are shared among threads. `m.prepared` is filled in.
 template <class M>
-int panel(M& m, size_t prepared, void (*prepare)(const M&), size_t memory, void (*work)(const M&, int64_t, int64_t, void*),
+int panel(M& m, size_t prepared, void (*prepare)(const M&, int64_t, int64_t), size_t memory, void (*work)(const M&, int64_t, int64_t, void*),
             int64_t bytes_each, int64_t threads) {
     struct Call { const M* m; void (*work)(const M&, int64_t, int64_t, void*); } call{&m, work};
     if (m.rows <= FEW_ROWS) {
         if (!arena.reset(prepared * size_t(m.rows))) return NO_MEMORY;
         m.prepared = arena.take(prepared * size_t(m.rows));
-        prepare(m);
+        prepare(m, 0, m.rows);
         share(
             [](const void* a, int64_t begin, int64_t end) {
                 static_cast<const Call*>(a)->work(*static_cast<const Call*>(a)->m, begin, end, nullptr);
@@ -87,16 +87,10 @@ int panel(M& m, size_t prepared, void (*prepare)(const M&), size_t memory, void 
     if (!arena.reset(of_x + of_threads)) return NO_MEMORY;
     m.prepared = arena.take(of_x);
     char* own = static_cast<char*>(arena.take(of_threads));
-    struct Rows { const M* m; void (*prepare)(const M&); size_t each; int64_t x_bytes; };
-    const Rows rows{&m, prepare, prepared, m.x_stride * bytes_of(m.type)};
+    struct Prepare { const M* m; void (*prepare)(const M&, int64_t, int64_t); } rows{&m, prepare};
     share_with(
         [](const void* a, int64_t begin, int64_t end, void*) {
-            const Rows& rows = *static_cast<const Rows*>(a);
-            M part = *rows.m;
-            part.rows = end - begin;
-            part.x = static_cast<const char*>(part.x) + begin * rows.x_bytes;
-            part.prepared = static_cast<char*>(part.prepared) + size_t(begin) * rows.each;
-            rows.prepare(part);
+            static_cast<const Prepare*>(a)->prepare(*static_cast<const Prepare*>(a)->m, begin, end);
         },
         &rows, m.rows, Plan{planned.threads, 4});
     share_with(
@@ -108,7 +102,7 @@ int panel(M& m, size_t prepared, void (*prepare)(const M&), size_t memory, void 
 }
 
 template <class M>
-int product(const M& all, size_t prepared, void (*prepare)(const M&), size_t memory,
+int product(const M& all, size_t prepared, void (*prepare)(const M&, int64_t, int64_t), size_t memory,
             void (*work)(const M&, int64_t, int64_t, void*), int64_t bytes_each, int64_t threads) {
     const int64_t size = bytes_of(all.type);
     for (int64_t first = 0; first < all.rows; first += PANEL) {

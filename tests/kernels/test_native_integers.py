@@ -34,12 +34,21 @@ from quintet.kernels.packing import (
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Largest difference to the exact product, as a share of its largest value: the rounding of the result, and sums.
 BOUNDS = {torch.float32: 2e-6, torch.bfloat16: 4e-3, torch.float16: 6e-4}
-# out, in, group of weights of 4 bits; the long ones have more scales than are widened at a time
+# out, in, group of weights of 4 bits; long ones have more scales than are widened at once, threads share the largest
 NIBBLES = (
     *((1, 32, 32), (5, 96, 32), (70, 256, 128), (33, 96, 96), (11, 8288, 32), (3, 16640, 128)),
-    *((13, 320, 64), (6, 384, 192), (5, 288, 96), (2, 160, 160)),
+    *((13, 320, 64), (6, 384, 192), (5, 288, 96), (2, 160, 160), (66, 4128, 32)),
 )
-BYTES = ((1, 1, None), (9, 31, None), (70, 257, None), (5, 96, 32), (18, 96, 96), (33, 256, 128), (11, 8288, 32))
+BYTES = (
+    (66, 2077, None),
+    (1, 1, None),
+    (9, 31, None),
+    (70, 257, None),
+    (5, 96, 32),
+    (18, 96, 96),
+    (33, 256, 128),
+    (11, 8288, 32),
+)
 # Numbers of rows: each of the few, and many, the last in no tile's multiple.
 ROWS = (*range(1, FEW_ROWS + 1), 9, 12, 33)
 needs_native = pytest.mark.skipif(library() is None, reason=f"no native kernels: {status().reason}")

@@ -59,7 +59,7 @@ def check_everything() -> None:
     """What every level of instructions must do; also run in processes of their own."""
     torch.manual_seed(3)
     for dtype in DTYPES:
-        for inputs, outputs in ((1, 1), (7, 3), (31, 9), (70, 130), (257, 66), (1000, 33)):
+        for inputs, outputs in ((1, 1), (7, 3), (31, 9), (70, 130), (257, 66), (1000, 33), (1030, 70)):
             weight, bias, x = torch.randn(outputs, inputs), torch.randn(outputs), torch.randn(max(ROWS), inputs)
             weight, bias, x = weight.to(dtype), bias.to(dtype), x.to(dtype)
             alone = torch.cat([native_matvec(row, weight, bias) for row in x.split(1)])
@@ -69,7 +69,7 @@ def check_everything() -> None:
                     wide = None if added is None else added.double()
                     near(got, matvec_reference(x[:rows].double(), weight.double(), wide))
                 assert torch.equal(got, alone[:rows]), "a row depends on its batch"
-        for groups, outputs in ((1, 1), (2, 5), (3, 70), (9, 18)):
+        for groups, outputs in ((1, 1), (2, 5), (3, 70), (9, 18), (65, 130)):  # the largest are shared among threads
             blocks, scales = packed(outputs, groups)
             bias, x = torch.randn(outputs).to(dtype), torch.randn(max(ROWS), groups * 32).to(dtype)
             exact = x.double() @ unpack(blocks, scales, torch.float64).t() + bias.double()
@@ -78,20 +78,21 @@ def check_everything() -> None:
                 got = native_mxfp4_matvec(x[:rows], blocks, scales, bias)
                 near(got, exact[:rows])
                 assert torch.equal(got, alone[:rows]), "a row depends on its batch"
-        given = stacks(dtype)
-        x, weights = torch.randn(45, 96).to(dtype), torch.rand(45, 2).to(dtype)
-        indices = torch.randint(0, 5, (45, 2))
-        indices[:3], indices[20:] = torch.tensor([[4, 0], [1, 1], [2, 3]]), torch.tensor([1, 3])
-        wide = [part if part.dtype == torch.uint8 else part.double() for part in given]
-        exact = mxfp4_experts_reference(x.double(), indices, weights.double(), wide, 1.5, 2.0)
-        for rows in (3, 45):
-            got = native_mxfp4_experts(x[:rows], indices[:rows], weights[:rows], given, 1.5, 2.0)
-            # values between both products are rounded to bfloat16 where products are made of it
-            assert float((got.double() - exact[:rows]).abs().max()) <= 4 * BOUNDS[dtype] * float(exact.abs().max())
-            for row in range(rows):
-                part = slice(row, row + 1)
-                one = native_mxfp4_experts(x[part], indices[part], weights[part], given, 1.5, 2.0)
-                assert torch.equal(one, got[part]), "a row depends on its batch"
+        for hidden, inner in ((96, 160), (288, 224)):  # threads share the larger ones
+            given = stacks(dtype, hidden=hidden, inner=inner)
+            x, weights = torch.randn(45, hidden).to(dtype), torch.rand(45, 2).to(dtype)
+            indices = torch.randint(0, 5, (45, 2))
+            indices[:3], indices[20:] = torch.tensor([[4, 0], [1, 1], [2, 3]]), torch.tensor([1, 3])
+            wide = [part if part.dtype == torch.uint8 else part.double() for part in given]
+            exact = mxfp4_experts_reference(x.double(), indices, weights.double(), wide, 1.5, 2.0)
+            for rows in (3, 45):
+                got = native_mxfp4_experts(x[:rows], indices[:rows], weights[:rows], given, 1.5, 2.0)
+                # values between both products are rounded to bfloat16 where products are made of it
+                assert float((got.double() - exact[:rows]).abs().max()) <= 4 * BOUNDS[dtype] * float(exact.abs().max())
+                for row in range(rows):
+                    part = slice(row, row + 1)
+                    one = native_mxfp4_experts(x[part], indices[part], weights[part], given, 1.5, 2.0)
+                    assert torch.equal(one, got[part]), "a row depends on its batch"
 
 
 @needs_native
@@ -108,18 +109,19 @@ def test_equals_the_reference(threads: int) -> None:
 @needs_native
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_any_number_of_threads_gives_the_same_bits(dtype: torch.dtype) -> None:
-    weight, x = torch.randn(1100, 300).to(dtype), torch.randn(2, 300).to(dtype)
+    weight, x = torch.randn(1100, 300).to(dtype), torch.randn(35, 300).to(dtype)
     blocks, scales = packed(1400, 20)
-    given, found = torch.randn(2, 640).to(dtype), []
+    given, found = torch.randn(35, 640).to(dtype), []
     before = torch.get_num_threads()
     for threads in (1, 2, 3, 1000):
         torch.set_num_threads(threads)
         try:
-            found.append((native_matvec(x, weight), native_mxfp4_matvec(given, blocks, scales)))
+            found.append([native_matvec(x[:rows], weight) for rows in (2, 35)])
+            found[-1] += [native_mxfp4_matvec(given[:rows], blocks, scales) for rows in (2, 35)]
         finally:
             torch.set_num_threads(before)
-    for linear, mxfp4 in found[1:]:
-        assert torch.equal(linear, found[0][0]) and torch.equal(mxfp4, found[0][1])
+    for others in found[1:]:
+        assert all(map(torch.equal, others, found[0]))
 
 
 def in_process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
