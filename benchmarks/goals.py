@@ -73,7 +73,7 @@ def _measured(goal: Goal, records: list[Record]) -> list[float | None]:
             return None
         if goal.part == "seconds":
             return _least([record], goal.field, "quintet")
-        return record[goal.field].get(goal.part)  # type: ignore[no-any-return]
+        return record[goal.field][goal.part]  # type: ignore[no-any-return]
 
     return [of(found.get(name)) for name in goal.formats]
 

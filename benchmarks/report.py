@@ -160,14 +160,12 @@ def besides(field: str, unit: float, title: str) -> Column:
 
 def limited(field: str) -> Column:
     """Return a column of how near quintet comes to what memory lets it do."""
-    return "of the limit", lambda r: percent(r[field]["of_limit"]) if "of_limit" in r[field] else ""
+    return "of the limit", lambda r: percent(r[field]["of_limit"])
 
 
 def memory_beside(record: Record) -> str:
     """Return the speed of memory while quintet ran, and while the better of llama.cpp's ways to decode did."""
     speeds, took = record["read_gb_s"], record["decode_s"]
-    if isinstance(speeds, float):
-        return number(speeds)
     ours, theirs = (best_of(took, peer)[1] for peer in ("quintet", "llama"))
     return f"{number(speeds[ours])} / {number(speeds[theirs])}"
 
