@@ -170,9 +170,7 @@ def measure(name: str, style: str, args: Any) -> None:
     record["read_gb_s"] = {key: round(value, 1) for key, value in medians["read_gb_s"].items()}
     record |= {"bytes_per_step": made["bytes"], "bytes_per_batch": made["batch_bytes"]}
     for row in ROWS:
-        best = {
-            peer: min((v, k) for k, v in medians[row].items() if k.startswith(peer)) for peer in ("quintet", "llama")
-        }
+        best = {peer: common.best_of(medians[row], peer) for peer in ("quintet", "llama")}
         ours, who = best["quintet"]
         record[row] = {**{k: round(v, 5) for k, v in medians[row].items()}, "ratio": round(best["llama"][0] / ours, 3)}
         if row in LIMITED:

@@ -117,4 +117,6 @@ extern const Level avx2_level;
 extern const Level avx512_level;
 extern const Level neon_level;
 
+const Level* chosen_level();  // what is in use; null before one is chosen
+
 }  // namespace quintet

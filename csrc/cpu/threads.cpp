@@ -82,6 +82,15 @@ constexpr int64_t LARGEST = 262144, SMALLEST = 32768, EACH = 8;  // at most, at 
 constexpr int64_t WORTH_IN_TEAM = 16384;
 constexpr int64_t WORTH = 131072;  // below it, waking threads costs more than they save
 
+// What there is to do, so many at a time.
+struct Task {
+    const void* arguments;
+    int64_t total, chunk;
+    int64_t pieces() const { return (total + chunk - 1) / chunk; }
+    int64_t begin(int64_t piece) const { return piece * chunk; }
+    int64_t end(int64_t piece) const { return begin(piece) + chunk < total ? begin(piece) + chunk : total; }
+};
+
 // As many times `chunk` as make no more pieces than there can be.
 int64_t within(int64_t chunk, int64_t total) {
     while (total / chunk >= Pieces::MOST) chunk *= 2;
@@ -98,8 +107,7 @@ int64_t chunk_of(int64_t total, int64_t bytes_each, int64_t threads, int64_t ste
 
 struct Job {
     Worker work;
-    const void* arguments;
-    int64_t total, chunk;
+    Task task;
     char* memory;
     size_t memory_each;
     Pieces pieces;
@@ -112,10 +120,8 @@ void run_job(void* data) {
     char* memory = job.memory + job.memory_each * size_t(thread);
     int64_t piece;
     uint64_t number;
-    while (job.pieces.take(thread, piece, number)) {
-        const int64_t begin = piece * job.chunk;
-        job.work(job.arguments, begin, begin + job.chunk < job.total ? begin + job.chunk : job.total, memory);
-    }
+    while (job.pieces.take(thread, piece, number))
+        job.work(job.task.arguments, job.task.begin(piece), job.task.end(piece), memory);
 }
 
 // Threads that stay for several jobs. Two jobs' descriptions are kept, so that one is never written while somebody may still
@@ -123,8 +129,7 @@ void run_job(void* data) {
 struct Team {
     struct Piecework {
         Work work;
-        const void* arguments;
-        int64_t total, chunk;
+        Task task;
         std::atomic<int64_t> done;
     };
     Pieces pieces;
@@ -143,8 +148,7 @@ struct Team {
         uint64_t which;
         if (!pieces.take(thread, piece, which)) return false;
         Piecework& job = jobs[which & 1];
-        const int64_t begin = piece * job.chunk;
-        job.work(job.arguments, begin, begin + job.chunk < job.total ? begin + job.chunk : job.total);
+        job.work(job.task.arguments, job.task.begin(piece), job.task.end(piece));
         job.done.fetch_add(1, std::memory_order_release);
         return true;
     }
@@ -167,11 +171,11 @@ struct Team {
             while (pieces.job(thread) == seen && !over.load(std::memory_order_acquire)) rest(turns);
         }
     }
-    void run(Work work, const void* arguments, int64_t total, int64_t chunk) {
-        const int64_t count = (total + chunk - 1) / chunk;
+    void run(Work work, const Task& task) {
+        const int64_t count = task.pieces();
         number = (number + 1) & 0xffff;
         Piecework& job = jobs[number & 1];
-        job.work = work, job.arguments = arguments, job.total = total, job.chunk = chunk;
+        job.work = work, job.task = task;
         job.done.store(0, std::memory_order_relaxed);
         pieces.give(number, count);
         while (help(0)) {}
@@ -215,23 +219,21 @@ void together_do(Work work, const void* arguments, int64_t threads) {
 }
 
 void share(Work work, const void* arguments, int64_t total, int64_t bytes_each, int64_t threads, int64_t step) {
-    if (alone(threads) || total * bytes_each < (team ? WORTH_IN_TEAM : WORTH)) {
-        if (total > 0) work(arguments, 0, total);
+    if (team && !alone(threads)) {
+        if (total * bytes_each >= WORTH_IN_TEAM) team->run(work, {arguments, total, chunk_of(total, bytes_each, threads, step)});
+        else if (total > 0) work(arguments, 0, total);
         return;
     }
-    const int64_t chunk = chunk_of(total, bytes_each, threads, step);
-    if (team) return team->run(work, arguments, total, chunk);
-    const int64_t pieces = (total + chunk - 1) / chunk;
     struct Call { Work work; const void* arguments; } call{work, arguments};
     share_with([](const void* data, int64_t begin, int64_t end, void*) {
                    static_cast<const Call*>(data)->work(static_cast<const Call*>(data)->arguments, begin, end);
-               }, &call, total, {threads < pieces ? threads : pieces, chunk}, nullptr, 0);
+               }, &call, total, plan(total, bytes_each, threads, step));
 }
 
-Plan plan(int64_t total, int64_t bytes_each, int64_t threads) {
-    const int64_t chunk = chunk_of(total, bytes_each, threads, 4);
+Plan plan(int64_t total, int64_t bytes_each, int64_t threads, int64_t step) {
+    const int64_t chunk = chunk_of(total, bytes_each, threads, step);
     if (alone(threads) || total * bytes_each < WORTH) return {1, chunk};
-    const int64_t pieces = (total + chunk - 1) / chunk;
+    const int64_t pieces = Task{nullptr, total, chunk}.pieces();
     return {threads < pieces ? threads : pieces, chunk};
 }
 
@@ -240,9 +242,8 @@ void share_with(Worker work, const void* arguments, int64_t total, Plan plan, ch
         if (total > 0) work(arguments, 0, total, memory);
         return;
     }
-    const int64_t chunk = within(plan.chunk, total);
-    Job job{work, arguments, total, chunk, memory, memory_each, Pieces(plan.threads), {0}};
-    job.pieces.give(0, (total + chunk - 1) / chunk);
+    Job job{work, {arguments, total, within(plan.chunk, total)}, memory, memory_each, Pieces(plan.threads), {0}};
+    job.pieces.give(0, job.task.pieces());
     parallel(run_job, &job, unsigned(plan.threads), 0);
 }
 

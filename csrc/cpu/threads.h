@@ -1,10 +1,8 @@
-// Threads, and the level in use.
+// Work that threads share.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-
-#include "kernels.h"
 
 namespace quintet {
 
@@ -30,11 +28,9 @@ struct Plan {
     int64_t threads, chunk;
 };
 
-Plan plan(int64_t total, int64_t bytes_each, int64_t threads);
+Plan plan(int64_t total, int64_t bytes_each, int64_t threads, int64_t step = 4);
 
 // As `share`, by a plan, with `memory_each` bytes of `memory` for each thread.
 void share_with(Worker work, const void* arguments, int64_t total, Plan plan, char* memory = nullptr, size_t memory_each = 0);
-
-const Level* chosen_level();  // in library.cpp
 
 }  // namespace quintet
