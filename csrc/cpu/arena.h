@@ -22,6 +22,12 @@ struct Arena {
         if (!memory) size = 0;
         return memory != nullptr;
     }
+    // Gives memory back that is more than so much.
+    void keep(size_t most) {
+        if (size <= most) return;
+        std::free(memory);
+        memory = nullptr, size = used = 0;
+    }
     void* take(size_t bytes) {
         void* made = memory + used;
         used += aligned(bytes);

@@ -1,4 +1,7 @@
-// A decoding step through the blocks of a model in one call: what lies between the products costs no dispatch.
+// A step through the blocks of a model in one call: what lies between the products costs no dispatch and no memory of its own.
+//
+// Up to FEW_ROWS tokens are read by threads that are held together, as there is little to do between two products; many are
+// a prompt, whose products are starts of their own and whose rows are shared in between.
 //
 // The residual stays in float32; everything that a product reads or writes is of the model's type, as in the modules.
 #include <algorithm>
@@ -28,6 +31,9 @@ namespace {
 
 thread_local Arena arena;
 
+constexpr int64_t MOST_ROWS = 1 << 20;
+constexpr size_t MOST_KEPT = size_t(64) << 20;  // bytes, from one call to the next
+
 struct Columns { const Inner* inner; const Linear* weight; int64_t rows; const float* x; float *out, *partial; };
 
 struct Run {
@@ -35,6 +41,16 @@ struct Run {
     const StepCall& step;
     int64_t rows, bytes;  // R, bytes of a number
     float* partial;       // for weights stored by input
+
+    bool many() const { return rows > FEW_ROWS; }
+
+    // `work(begin, end)` over all rows; by several threads if there are many.
+    template <class F>
+    void each_row(int64_t bytes_each, const F& work) const {
+        if (!many()) return work(0, rows);
+        share([](const void* f, int64_t begin, int64_t end) { (*static_cast<const F*>(f))(begin, end); }, &work, rows, bytes_each,
+              step.threads, 1);
+    }
 
     char* at(void* base, int64_t index) const { return static_cast<char*>(base) + index * bytes; }
     const char* at(const void* base, int64_t index) const { return static_cast<const char*>(base) + index * bytes; }
@@ -54,8 +70,9 @@ struct Run {
             return DONE;
         }
         if (m.kind < 4)
-            return quintet_matvec(type, rows, m.inputs, m.outputs, m.weight, m.stride, x, m.inputs, m.bias, out, step.threads);
-        return quintet_integers(m.kind, type, m.scale_type, AS_THEY_ARE, rows, m.inputs, m.outputs, m.group,
+            return (many() ? quintet_matmul : quintet_matvec)(type, rows, m.inputs, m.outputs, m.weight, m.stride, x, m.inputs, m.bias,
+                                                              out, step.threads);
+        return quintet_integers(m.kind, type, m.scale_type, many() ? m.activations : AS_THEY_ARE, rows, m.inputs, m.outputs, m.group,
                                 static_cast<const uint8_t*>(m.weight), m.scales, static_cast<const uint8_t*>(m.zeros), x,
                                 m.inputs, m.bias, out, step.threads);
     }
@@ -63,11 +80,13 @@ struct Run {
 
 // Where the query, key or value of a head begins in a row of what the products gave.
 struct Heads {
-    const void* base;
+    char* base;
     int64_t row, head;  // numbers from a row, from a head to the next
 };
 
-void attention_input(const Run& run, const Block& m, const Heads& q, const Heads& k, const Heads& v, float* queries) {
+// Keys and values of rows go to the stores, their queries to `queries`; or, rotated, to where they came from if it is null.
+void attention_input(const Run& run, const Block& m, const Heads& q, const Heads& k, const Heads& v, float* queries, int64_t begin,
+                     int64_t end) {
     const StepCall& step = run.step;
     const int64_t rope_bytes = bytes_of(step.rope_type);
     const bool eight = m.stored == EIGHT_BITS;
@@ -76,18 +95,19 @@ void attention_input(const Run& run, const Block& m, const Heads& q, const Heads
         return static_cast<char*>(base) + (text * strides[0] + group * strides[1] + place * strides[2]) * store_bytes;
     };
     std::vector<float> one(static_cast<size_t>(m.head)), rounded(static_cast<size_t>(m.head));
-    for (int64_t r = 0; r < run.rows; ++r) {
+    for (int64_t r = begin; r < end; ++r) {
         const int64_t text = r / step.tokens, token = r % step.tokens, place = m.place + token;
         const int64_t angle = ((step.rope_texts > 1 ? text : 0) * step.tokens + token) * step.rope_size * rope_bytes;
         const void* cosines = step.cosines ? static_cast<const char*>(step.cosines) + angle : nullptr;
         const void* sines = step.sines ? static_cast<const char*>(step.sines) + angle : nullptr;
         for (int64_t h = 0; h < m.heads; ++h) {
-            float* to = queries + (r * m.heads + h) * m.head;
-            run.inner.widen(step.type, run.at(q.base, r * q.row + h * q.head), to, m.head);
+            float* to = queries ? queries + (r * m.heads + h) * m.head : one.data();
+            char* from = run.at(q.base, r * q.row + h * q.head);
+            run.inner.widen(step.type, from, to, m.head);
             if (!cosines) continue;
             run.inner.rotate(step.rope_type, cosines, sines, step.rope_size, to);
-            run.inner.narrow(step.type, to, rounded.data(), m.head);  // as the module rounds
-            run.inner.widen(step.type, rounded.data(), to, m.head);
+            run.inner.narrow(step.type, to, from, m.head);  // as the module rounds
+            if (queries) run.inner.widen(step.type, from, to, m.head);
         }
         for (int64_t g = 0; g < m.groups; ++g) {
             char* key = store_at(m.keys, m.key_strides, text, g, place);
@@ -110,6 +130,24 @@ void attention_input(const Run& run, const Block& m, const Heads& q, const Heads
             std::memcpy(value, value_from, size_t(m.head * run.bytes));
         }
     }
+}
+
+// Every query of a prompt over the stores.
+int attend_many(const Run& run, const Block& m, const Heads& q, void* out) {
+    const int64_t tokens = run.step.tokens, size = m.heads * m.head;
+    AttentionCall c{};
+    c.type = run.step.type, c.sinks_type = m.sinks_type;
+    c.texts = run.step.texts, c.heads = m.heads, c.groups = m.groups, c.tokens = tokens, c.keys = m.place + tokens, c.head = m.head;
+    c.queries = q.base, c.stored = m.keys, c.values = m.values, c.out = out;
+    const int64_t from[3] = {tokens * q.row, q.head, q.row}, to[3] = {tokens * size, m.head, size};
+    std::copy(from, from + 3, c.query_strides);
+    std::copy(to, to + 3, c.out_strides);
+    std::copy(m.key_strides, m.key_strides + 3, c.key_strides);
+    std::copy(m.value_strides, m.value_strides + 3, c.value_strides);
+    c.past = m.place, c.window = m.window, c.causal = 1, c.scale = m.scale;
+    c.padding = m.padding ? m.padding + m.slot : nullptr, c.padding_stride = m.padding_stride;
+    c.sinks = m.sinks, c.threads = run.step.threads;
+    return quintet_attention(&c);
 }
 
 struct Buffers {
@@ -136,7 +174,13 @@ int attention(const Run& run, const Block& m, const void* x, const Buffers& b) {
         value = {run.at(q, 2 * m.head), 3 * size, 3 * m.head};
     }
     if (code) return code;
-    attention_input(run, m, query, key, value, b.queries);
+    run.each_row(2 * (size + 2 * keys) * run.bytes, [&](int64_t begin, int64_t end) {
+        attention_input(run, m, query, key, value, run.many() ? nullptr : b.queries, begin, end);
+    });
+    if (run.many()) {
+        code = attend_many(run, m, query, b.attended);
+        return code ? code : run.linear(m.out, b.attended, b.added);
+    }
     Attend a{run.step.type, &m, run.step.tokens, b.queries, b.attended};
     const int64_t seen = m.window ? std::min(m.window, m.place + run.step.tokens) : m.place + run.step.tokens;
     struct Shared { const Inner* inner; const Attend* attend; } shared{&run.inner, &a};
@@ -173,7 +217,7 @@ int routed(const Run& run, const Block& m, const void* x, const Buffers& b) {
         for (const auto& [index, weight] : chosen) indices.push_back(index), shares.push_back(weight);
     }
     if (code) return code;
-    return quintet_mxfp4_experts(run.step.type, AS_THEY_ARE, run.rows, m.experts, m.chosen, run.step.width, m.inner, m.gate_up_blocks,
+    return quintet_mxfp4_experts(run.step.type, run.many() ? m.activations : AS_THEY_ARE, run.rows, m.experts, m.chosen, run.step.width, m.inner, m.gate_up_blocks,
                                  m.gate_up_scales, m.gate_up_bias, m.down_blocks, m.down_scales, m.down_bias,
                                  indices.data(), shares.data(), x, b.added, m.alpha, m.limit, run.step.threads);
 }
@@ -196,56 +240,76 @@ int feed_forward(const Run& run, const Block& m, const void* x, const Buffers& b
     return run.linear(m.down, a.out, b.added);
 }
 
+// Some rows of the residual and of what a product gave, or is given.
+struct Part {
+    const Run& run;
+    int64_t begin, count;
+    float* residual;
+    char *normed, *added;
+    Part(const Run& of, const Buffers& b, int64_t first, int64_t end)
+        : run(of), begin(first), count(end - first), residual(b.residual + first * of.step.width),
+          normed(of.at(b.normed, first * of.step.width)), added(of.at(b.added, first * of.step.width)) {}
+    int64_t numbers() const { return count * run.step.width; }
+    void round() const { run.inner.narrow(run.step.type, residual, normed, numbers()); }
+    void norm(const Norm& norm) const { run.inner.norm(norm, residual, count, run.step.width, run.step.type, normed); }
+    void norm_wide(const Norm& norm) const { run.inner.norm_wide(norm, residual, count, run.step.width); }
+    void add() const { run.inner.add(run.step.type, added, residual, numbers()); }
+};
+
 int block(const Run& run, const Block& m, const Buffers& b) {
-    const int64_t width = run.step.width, count = run.rows * width;
-    const int type = run.step.type;
-    if (m.order == POST) run.inner.narrow(type, b.residual, b.normed, count);
-    else run.inner.norm(m.norm1, b.residual, run.rows, width, type, b.normed);
+    const int64_t bytes = run.step.width * (4 + run.bytes);
+    run.each_row(bytes, [&](int64_t begin, int64_t end) {
+        const Part part(run, b, begin, end);
+        if (m.order == POST) part.round();
+        else part.norm(m.norm1);
+    });
     int code = attention(run, m, b.normed, b);
     if (code) return code;
-    if (m.order == PARALLEL) {
-        run.inner.norm(m.norm2, b.residual, run.rows, width, type, b.normed);
-        run.inner.add(type, b.added, b.residual, count);
-    } else {
-        run.inner.add(type, b.added, b.residual, count);
-        if (m.order == POST) {
-            run.inner.norm_wide(m.norm1, b.residual, run.rows, width);
-            run.inner.narrow(type, b.residual, b.normed, count);
-        } else {
-            run.inner.norm(m.norm2, b.residual, run.rows, width, type, b.normed);
-        }
-    }
+    run.each_row(2 * bytes, [&](int64_t begin, int64_t end) {
+        const Part part(run, b, begin, end);
+        if (m.order == PARALLEL) part.norm(m.norm2);
+        part.add();
+        if (m.order == PRE) part.norm(m.norm2);
+        if (m.order == POST) part.norm_wide(m.norm1), part.round();
+    });
     code = feed_forward(run, m, b.normed, b);
     if (code) return code;
-    run.inner.add(type, b.added, b.residual, count);
-    if (m.order == POST) run.inner.norm_wide(m.norm2, b.residual, run.rows, width);
+    run.each_row(bytes, [&](int64_t begin, int64_t end) {
+        const Part part(run, b, begin, end);
+        part.add();
+        if (m.order == POST) part.norm_wide(m.norm2);
+    });
     return DONE;
 }
 
 // The residual begins with rows of the tables, rounded as the modules round their sum.
 void begin(const Run& run, const Buffers& b) {
     const StepCall& step = run.step;
-    const int64_t count = run.rows * step.width;
-    if (step.x) return run.inner.widen(step.type, step.x, b.residual, count);
-    for (int64_t r = 0; r < run.rows; ++r) {
-        float* row = b.residual + r * step.width;
-        run.inner.widen(step.type, run.at(step.id_table, step.ids[r] * step.width), row, step.width);
-        if (step.place_table) run.inner.add(step.type, run.at(step.place_table, step.places[r] * step.width), row, step.width);
-    }
-    if (!step.place_table) return;
-    run.inner.narrow(step.type, b.residual, b.normed, count);
-    run.inner.widen(step.type, b.normed, b.residual, count);
+    run.each_row(step.width * (4 + run.bytes), [&](int64_t first, int64_t end) {
+        const Part part(run, b, first, end);
+        if (step.x) return run.inner.widen(step.type, run.at(step.x, first * step.width), part.residual, part.numbers());
+        for (int64_t r = first; r < end; ++r) {
+            float* row = b.residual + r * step.width;
+            run.inner.widen(step.type, run.at(step.id_table, step.ids[r] * step.width), row, step.width);
+            if (step.place_table) run.inner.add(step.type, run.at(step.place_table, step.places[r] * step.width), row, step.width);
+        }
+        if (!step.place_table) return;
+        part.round();
+        run.inner.widen(step.type, part.normed, part.residual, part.numbers());
+    });
 }
 
 // What the blocks give, rounded as they give it; the last norm of that; and scores.
 int end(const Run& run, const Buffers& b) {
     const StepCall& step = run.step;
-    const int64_t count = run.rows * step.width;
-    run.inner.narrow(step.type, b.residual, step.out, count);
-    if (step.ends) {
-        run.inner.widen(step.type, step.out, b.residual, count);
-        run.inner.norm(step.last, b.residual, run.rows, step.width, step.type, step.out);
-    }
+    run.each_row(step.width * (4 + run.bytes), [&](int64_t first, int64_t end) {
+        const Part part(run, b, first, end);
+        char* out = run.at(step.out, first * step.width);
+        run.inner.narrow(step.type, part.residual, out, part.numbers());
+        if (!step.ends) return;
+        run.inner.widen(step.type, out, part.residual, part.numbers());
+        run.inner.norm(step.last, part.residual, part.count, step.width, step.type, out);
+    });
     if (!step.scored) return DONE;
     const Linear& m = step.head;
     if (!step.wanted) return run.linear(m, step.out, step.scores);
@@ -287,27 +351,32 @@ int64_t quintet_step_bytes() { return sizeof(StepCall); }
 int quintet_blocks(const Block* blocks, int64_t count, const StepCall* call) {
     const StepCall& step = *call;
     const int64_t rows = step.texts * step.tokens;
-    if (!chosen_level() || !known_type(step.type) || rows < 1 || rows > FEW_ROWS || step.width < 1) return REFUSED;
+    if (!chosen_level() || !known_type(step.type) || rows < 1 || rows > MOST_ROWS || step.width < 1) return REFUSED;
+    const bool many = rows > FEW_ROWS;
+    if (many && step.scored) return REFUSED;
     if (!step.out || !ends_fit(step, rows)) return REFUSED;
     const int64_t bytes = bytes_of(step.type);
     int64_t projected = 0, heads = 0, inner = 1, experts = 1, stored = 0;
     for (int64_t i = 0; i < count; ++i) {
         const Block& m = blocks[i];
         if (m.heads < 1 || m.groups < 1 || m.heads % m.groups || m.head < 1 || m.place < 0) return REFUSED;
-        if (m.stored != step.type && m.stored != EIGHT_BITS) return REFUSED;
+        if (m.stored != step.type && (m.stored != EIGHT_BITS || many)) return REFUSED;
+        if (many && m.padding && (m.slot < 0 || m.slot + m.place + step.tokens > m.padding_length)) return REFUSED;
         projected = std::max(projected, (m.heads + 2 * m.groups) * m.head);
         heads = std::max(heads, m.heads * m.head);
         for (const Linear* one : {&m.q, &m.out, &m.up, &m.down})
             if (one->kind == 3) stored = std::max(stored, one->outputs);
+        if (many && stored) return REFUSED;
         if (m.experts) experts = std::max<int64_t>(experts, m.experts);
         else inner = std::max(inner, m.up.outputs);
     }
     const size_t wide = size_t(rows) * size_t(bytes), room = 64;
-    if (!arena.reset(size_t(rows * (step.width + heads + PIECES * stored)) * 4 + wide * size_t(2 * step.width + projected + heads +
+    const int64_t queries = many ? 0 : heads;
+    if (!arena.reset(size_t(rows * (step.width + queries + PIECES * stored)) * 4 + wide * size_t(2 * step.width + projected + heads +
                      2 * inner + experts) + 16 * room)) return NO_MEMORY;
     Buffers b;
     b.residual = static_cast<float*>(arena.take(size_t(rows * step.width) * 4));
-    b.queries = static_cast<float*>(arena.take(size_t(rows * heads) * 4));
+    b.queries = static_cast<float*>(arena.take(size_t(rows * queries) * 4));
     b.normed = arena.take(wide * size_t(step.width));
     b.added = arena.take(wide * size_t(step.width));
     b.projected = arena.take(wide * size_t(projected) + 2 * room);
@@ -318,12 +387,15 @@ int quintet_blocks(const Block* blocks, int64_t count, const StepCall* call) {
     Run run{*inner_of(chosen_level()->name), step, rows, bytes, nullptr};
     run.partial = static_cast<float*>(arena.take(size_t(PIECES * rows * stored) * 4));
     struct Whole { const Run* run; const Block* blocks; int64_t count; const Buffers* buffers; int code; } whole{&run, blocks, count, &b, 0};
-    together_do([](const void* data, int64_t, int64_t) {
-                    Whole& w = *const_cast<Whole*>(static_cast<const Whole*>(data));
-                    begin(*w.run, *w.buffers);
-                    for (int64_t i = 0; i < w.count && !w.code; ++i) w.code = block(*w.run, w.blocks[i], *w.buffers);
-                    if (!w.code) w.code = end(*w.run, *w.buffers);
-                }, &whole, step.threads);
+    const auto work = [](const void* data, int64_t, int64_t) {
+        Whole& w = *const_cast<Whole*>(static_cast<const Whole*>(data));
+        begin(*w.run, *w.buffers);
+        for (int64_t i = 0; i < w.count && !w.code; ++i) w.code = block(*w.run, w.blocks[i], *w.buffers);
+        if (!w.code) w.code = end(*w.run, *w.buffers);
+    };
+    if (many) work(&whole, 0, 1);
+    else together_do(work, &whole, step.threads);
+    arena.keep(MOST_KEPT);
     return whole.code;
 }
 

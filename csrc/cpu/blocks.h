@@ -1,4 +1,4 @@
-// A decoding step through the blocks of a model: what Python fills in, and the parts that each level of instructions
+// A step through the blocks of a model, of a few tokens or of a prompt: what Python fills in, and the parts that each level of instructions
 // compiles for itself.
 //
 // Letters: rows R = B * T, B texts with T new tokens each; H query heads, G key/value heads, D numbers in a head; E width.
@@ -16,6 +16,7 @@ namespace quintet {
 struct Linear {
     int32_t kind;        // 0 to 2: numbers of that Type; 3: float32 stored (inputs, outputs); 8 or 4: whole numbers of so many bits
     int32_t scale_type;  // Type of the scales
+    int32_t activations; // of packed weights and many rows: what x is multiplied as
     int64_t inputs, outputs;
     int64_t stride;      // of plain weights: numbers from a row (of `kind` 3: an input) to the next
     int64_t group;       // inputs that share a scale
@@ -48,7 +49,7 @@ struct Block {
     const void* sinks;  // (H,) of `sinks_type`, or null
     int32_t sinks_type;
     // Experts in MXFP4, with `router`, in the place of gate, up and down; 0 for none.
-    int32_t experts, chosen;
+    int32_t experts, chosen, activations;
     float alpha, limit;
     int64_t inner;
     Linear router;

@@ -13,6 +13,7 @@
 
 #include "entries.h"
 #include "few_rows.h"
+#include "matmul.h"
 #include "transpose.h"
 
 namespace quintet {
@@ -555,7 +556,7 @@ struct Chosen {
 #undef QUINTET_CHOOSE
     static constexpr Level level(const char* name) {
         return {name,
-                All::matvec_bytes, All::matvec_prepare, All::matvec_memory, All::matvec,
+                All::matvec_bytes, All::matvec_prepare, All::matvec_memory, All::matvec, turned_bytes, turned_range,
                 packed_bytes, packed_memory, packed_prepare, packed, integers_prepare, integers,
                 experts_prepare, experts_inner, experts_between, experts_outer};
     }

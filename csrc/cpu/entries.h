@@ -81,7 +81,7 @@ struct Entries {
 
     static constexpr Level level(const char* name) {
         return {name,
-                matvec_bytes, matvec_prepare, matvec_memory, matvec,
+                matvec_bytes, matvec_prepare, matvec_memory, matvec, nullptr, nullptr,
                 packed_bytes, packed_memory, packed_prepare, packed, integers_prepare, integers,
                 experts_prepare, experts_inner, experts_between, experts_outer};
     }

@@ -98,6 +98,9 @@ struct Level {
     // Bytes of memory that a thread needs for more than FEW_ROWS rows.
     size_t (*matvec_memory)(int type, int64_t inputs);
     void (*matvec)(const Matvec&, int64_t begin, int64_t end, void* memory);
+    // Many rows of bfloat16 with weights as they are stored, x as it is; inputs are even. Null where nothing is gained by it.
+    size_t (*matmul_memory)(int64_t rows);
+    void (*matmul)(const Matvec&, int64_t begin, int64_t end, void* memory);
     // Of weights of 8 and 4 bits, whatever the format: bytes of a prepared row at most, and memory of a thread.
     size_t (*packed_bytes)(int type, int activations, int64_t inputs);
     size_t (*packed_memory)(int type, int activations, int64_t inputs);

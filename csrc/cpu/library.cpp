@@ -60,6 +60,16 @@ bool given(int64_t outputs, std::initializer_list<const void*> all) {
     return true;
 }
 
+// Pieces of equal size for each of many rows, whose arithmetic is the limit: at most 96 outputs, a multiple of `step`.
+Plan equal_pieces(int64_t outputs, int64_t bytes_each, int64_t threads, int64_t step) {
+    Plan planned = plan(outputs, bytes_each, threads);
+    const int64_t size = outputs / (4 * (threads > 1 ? threads : 1)) / step * step;
+    planned.chunk = size < step ? step : size > 96 ? 96 : size;
+    const int64_t pieces = (outputs + planned.chunk - 1) / planned.chunk;
+    if (planned.threads > pieces) planned.threads = pieces;
+    return planned;
+}
+
 // Products of some rows of x and a weight: x is prepared, and outputs are shared among threads. `m.prepared` is filled in.
 template <class M>
 int panel(M& m, size_t prepared, void (*prepare)(const M&, int64_t, int64_t), size_t memory, void (*work)(const M&, int64_t, int64_t, void*),
@@ -76,12 +86,7 @@ int panel(M& m, size_t prepared, void (*prepare)(const M&, int64_t, int64_t), si
             &call, m.outputs, bytes_each, threads, m.rows > 1 ? 32 : 16);
         return DONE;
     }
-    Plan planned = plan(m.outputs, bytes_each, threads);
-    // arithmetic is the limit: pieces of equal size
-    const int64_t size = m.outputs / (4 * (threads > 1 ? threads : 1)) / 32 * 32;
-    planned.chunk = size < 32 ? 32 : size > 96 ? 96 : size;
-    const int64_t pieces = (m.outputs + planned.chunk - 1) / planned.chunk;
-    if (planned.threads > pieces) planned.threads = pieces;
+    const Plan planned = equal_pieces(m.outputs, bytes_each, threads, 32);
     const size_t of_x = aligned(prepared * size_t(m.rows)), each = aligned(memory);
     const size_t of_threads = each * size_t(planned.threads > 1 ? planned.threads : 1);
     if (!arena.reset(of_x + of_threads)) return NO_MEMORY;
@@ -101,15 +106,22 @@ int panel(M& m, size_t prepared, void (*prepare)(const M&, int64_t, int64_t), si
     return DONE;
 }
 
+// Rows `first` and on of many, PANEL at most.
+template <class M>
+M rows_of(const M& all, int64_t first) {
+    const int64_t size = bytes_of(all.type);
+    M m = all;
+    m.rows = all.rows - first < PANEL ? all.rows - first : PANEL;
+    m.x = static_cast<const char*>(all.x) + first * all.x_stride * size;
+    m.out = static_cast<char*>(all.out) + first * all.outputs * size;
+    return m;
+}
+
 template <class M>
 int product(const M& all, size_t prepared, void (*prepare)(const M&, int64_t, int64_t), size_t memory,
             void (*work)(const M&, int64_t, int64_t, void*), int64_t bytes_each, int64_t threads) {
-    const int64_t size = bytes_of(all.type);
     for (int64_t first = 0; first < all.rows; first += PANEL) {
-        M m = all;
-        m.rows = all.rows - first < PANEL ? all.rows - first : PANEL;
-        m.x = static_cast<const char*>(all.x) + first * all.x_stride * size;
-        m.out = static_cast<char*>(all.out) + first * all.outputs * size;
+        M m = rows_of(all, first);
         if (const int code = panel(m, prepared, prepare, memory, work, bytes_each, threads)) return code;
     }
     return DONE;
@@ -189,7 +201,7 @@ using namespace quintet;
 
 extern "C" {
 
-int quintet_version() { return 12; }
+int quintet_version() { return 13; }
 
 int quintet_has(const char* name) { return find_level(name) ? has_level(name) : -1; }
 
@@ -210,6 +222,25 @@ int quintet_matvec(int type, int64_t rows, int64_t inputs, int64_t outputs, cons
     Matvec m{type, rows, inputs, outputs, weight, weight_stride, x, x_stride, bias, out, nullptr};
     return product(m, level->matvec_bytes(type, inputs), level->matvec_prepare, level->matvec_memory(type, inputs), level->matvec,
                    inputs * bytes_of(type), threads);
+}
+
+int quintet_matmul(int type, int64_t rows, int64_t inputs, int64_t outputs, const void* weight, int64_t weight_stride,
+                   const void* x, int64_t x_stride, const void* bias, void* out, int64_t threads) {
+    if (!sane(type, rows, inputs, outputs, x_stride) || !fits(outputs, weight_stride)) return REFUSED;
+    if (!given(outputs, {weight, x, out})) return REFUSED;
+    if (type != BF16 || inputs % 2 || !level->matmul)
+        return quintet_matvec(type, rows, inputs, outputs, weight, weight_stride, x, x_stride, bias, out, threads);
+    const Matvec all{type, rows, inputs, outputs, weight, weight_stride, x, x_stride, bias, out, nullptr};
+    const Plan planned = equal_pieces(outputs, inputs * bytes_of(type), threads, 48);
+    const size_t each = aligned(level->matmul_memory(rows < PANEL ? rows : PANEL));
+    if (!arena.reset(each * size_t(planned.threads))) return NO_MEMORY;
+    for (int64_t first = 0; first < rows; first += PANEL) {
+        const Matvec m = rows_of(all, first);
+        share_with([](const void* a, int64_t begin, int64_t end, void* own) {
+                       level->matmul(*static_cast<const Matvec*>(a), begin, end, own);
+                   }, &m, outputs, planned, arena.memory, each);
+    }
+    return DONE;
 }
 
 int quintet_mxfp4_matvec(int type, int activations, int64_t rows, int64_t groups, int64_t outputs, const uint8_t* blocks,

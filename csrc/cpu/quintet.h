@@ -46,6 +46,10 @@ const char* quintet_runtime();
 int quintet_matvec(int type, int64_t rows, int64_t inputs, int64_t outputs, const void* weight, int64_t weight_stride,
                    const void* x, int64_t x_stride, const void* bias, void* out, int64_t threads);
 
+// The same, made for many rows of bfloat16 and an even number of inputs; what it is not made for it leaves to the other.
+int quintet_matmul(int type, int64_t rows, int64_t inputs, int64_t outputs, const void* weight, int64_t weight_stride,
+                   const void* x, int64_t x_stride, const void* bias, void* out, int64_t threads);
+
 // The same with a weight in MXFP4 of inputs in `groups` of 32: blocks (outputs, groups, 16), two numbers in a byte, the first
 // in its low half, and scales (outputs, groups), a power of two each.
 int quintet_mxfp4_matvec(int type, int activations, int64_t rows, int64_t groups, int64_t outputs, const uint8_t* blocks,

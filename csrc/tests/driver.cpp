@@ -81,15 +81,15 @@ struct Product {
     }
 };
 
-void check_matvec(Random& random, bool large) {
+void check_plain(Random& random, bool large, const char* name, decltype(&quintet_matvec) product) {
     Product p(random, 1, large);
     int64_t stride = p.inputs + (random.one_in(2) ? 0 : random.below(9));
     if (random.one_in(20)) stride = 0;
     Buffer w(p.outputs ? size_t((p.outputs - 1) * stride + p.inputs) * number_bytes(p.type) : 0, random.one_in(4));
     w.numbers(p.type, random);
-    p.check("matvec",
+    p.check(name,
             [&](int64_t rows, const void* x, const void* bias, void* out, int64_t threads) {
-                return quintet_matvec(p.type, rows, p.inputs, p.outputs, w.data(), stride, x, p.x_stride, bias, out, threads);
+                return product(p.type, rows, p.inputs, p.outputs, w.data(), stride, x, p.x_stride, bias, out, threads);
             },
             [&](int64_t o, int64_t i) { return w.get(p.type, o * stride + i); });
 }
@@ -306,6 +306,7 @@ void check_refusals() {
             a[at] = bad;
             const int type = int(a[0]);
             wanted("matvec", quintet_matvec(type, a[1], a[2], a[3], nullptr, a[4], nullptr, a[4], nullptr, nullptr, 1));
+            wanted("matmul", quintet_matmul(at ? int(BF16) : type, a[1], a[2], a[3], nullptr, a[4], nullptr, a[4], nullptr, nullptr, 1));
             wanted("mxfp4_matvec", quintet_mxfp4_matvec(type, 0, a[1], a[2], a[3], nullptr, nullptr, nullptr, a[4], nullptr, nullptr, 1));
             for (int bits : {4, 8})
                 wanted("integers", quintet_integers(bits, type, FP32, 0, a[1], a[2], a[3], a[5], nullptr, nullptr, nullptr, nullptr, a[4], nullptr, nullptr, 1));
@@ -340,6 +341,9 @@ void check_refusals() {
     wanted("matvec", quintet_matvec(0, 1, 32, 1, nullptr, 32, numbers, 32, nullptr, numbers, 1));
     wanted("matvec", quintet_matvec(0, 1, 32, 1, numbers, 32, nullptr, 32, nullptr, numbers, 1));
     wanted("matvec", quintet_matvec(0, 1, 32, 1, numbers, 32, numbers, 32, nullptr, nullptr, 1));
+    wanted("matmul", quintet_matmul(BF16, 1, 32, 1, nullptr, 32, numbers, 32, nullptr, numbers, 1));
+    wanted("matmul", quintet_matmul(BF16, 1, 32, 1, numbers, 32, nullptr, 32, nullptr, numbers, 1));
+    wanted("matmul", quintet_matmul(BF16, 1, 32, 1, numbers, 32, numbers, 32, nullptr, nullptr, 1));
     const auto* bytes = reinterpret_cast<const uint8_t*>(numbers);
     wanted("mxfp4_matvec", quintet_mxfp4_matvec(0, 0, 1, 1, 1, bytes, nullptr, numbers, 32, nullptr, numbers, 1));
     wanted("mxfp4_matvec", quintet_mxfp4_matvec(0, 0, 1, 1, 1, nullptr, bytes, numbers, 32, nullptr, numbers, 1));
@@ -352,7 +356,8 @@ void check_all(const char* level, uint64_t seed, int64_t cases) {
     Random random{seed * 0x9e3779b97f4a7c15ull + 1};
     for (int64_t i = 0; i < cases; ++i) {
         const bool large = i % 40 == 39;
-        check_matvec(random, large);
+        check_plain(random, large, "matvec", quintet_matvec);
+        check_plain(random, large, "matmul", quintet_matmul);
         check_mxfp4(random, large);
         check_integers(random, large);
         check_head(random, large);

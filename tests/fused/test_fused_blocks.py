@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_blocks import FORMATS, TOLERANCE, batch, check_level, decode, model_of
+from tiny_blocks import FORMATS, TOLERANCE, batch, check_level, decode, model_of, reads
 from torch import nn
 
 import quintet
@@ -36,7 +36,7 @@ def test_a_step_is_what_the_modules_compute(
         want = decode(plain, ids, mask, 5, each)
         assert not steps, "the plain model has no such list"
         got = decode(model, ids, mask, 5, each)
-        assert not steps[0] and all(steps[1:]) and len(steps) > 1, "the prompt is for the modules, steps are not"
+        assert steps[0] == reads(dtype, 5 * rows) and all(steps[1:]) and len(steps) > 1
         assert (got.float() - want.float()).abs().max() <= TOLERANCE[dtype] * want.float().abs().max()
         steps.clear()
 

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from quintet.auto import family_of
-from quintet.kernels.loader import library
+from quintet.kernels.linear import matmul_pays
+from quintet.kernels.loader import FEW_ROWS, library
 from quintet.quant.config import IntegerConfig
 
-__all__ = ["FORMATS", "TOLERANCE", "batch", "check_level", "decode", "decode_whole", "model_of"]
+__all__ = ["FORMATS", "TOLERANCE", "batch", "check_level", "decode", "decode_whole", "model_of", "reads"]
 
 FORMATS = {
     "plain": None,
@@ -36,6 +37,11 @@ def model_of(family: str, dtype: torch.dtype = torch.float32, form: str = "plain
     if FORMATS[form] is not None:
         model.quantize(FORMATS[form])
     return model.to(dtype)
+
+
+def reads(dtype: torch.dtype, tokens: int) -> bool:
+    """Whether native code reads so many tokens at once."""
+    return tokens > FEW_ROWS and matmul_pays(dtype, 2)
 
 
 def batch(rows: int, length: int, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,7 +16,7 @@ import quintet
 from quintet.kernels.attention import attention_reference, native_attention
 from quintet.kernels.head import native_head_topk
 from quintet.kernels.integers import native_int4_linear, native_int8_linear
-from quintet.kernels.linear import native_matvec
+from quintet.kernels.linear import native_matmul, native_matvec
 from quintet.kernels.loader import FEW_ROWS, LEVELS, NATIVE_OPS, library, status
 from quintet.kernels.mxfp4 import mxfp4_experts_reference, native_mxfp4_experts, native_mxfp4_matvec
 from quintet.kernels.norms import (
@@ -48,6 +48,11 @@ def matvec(dtype: torch.dtype, inputs: int = 135, outputs: int = 29) -> Made:
     parts = {name: part.to(dtype) for name, part in parts.items()}
     exact = parts["x"].double() @ parts["weight"].double().t() + parts["bias"].double()
     return parts, lambda p: native_matvec(p["x"], p["weight"], p["bias"]), exact
+
+
+def matmul(dtype: torch.dtype) -> Made:
+    parts, _, exact = matvec(dtype, 134, 61)
+    return parts, lambda p: native_matmul(p["x"], p["weight"], p["bias"]), exact
 
 
 def int8(dtype: torch.dtype, group: int | None = 32, inputs: int = 160, outputs: int = 29) -> Made:
@@ -165,7 +170,7 @@ def rope(dtype: torch.dtype) -> Made:
 
 
 OPERATIONS: list[Callable[..., Made]] = [
-    *(matvec, int8, int8_channels, int4, mxfp4, experts),
+    *(matvec, matmul, int8, int8_channels, int4, mxfp4, experts),
     *(attention, attention_of_prompts, head, rms_norm, layer_norm, rope),
 ]
 BY_ROW = ("x", "indices", "shares", "residual", "queries", "keys", "values", "seen", "cosines", "sines")
@@ -210,7 +215,7 @@ def test_every_batch_from_1_to_33(make: Callable[..., Made], dtype: torch.dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=named)
-@pytest.mark.parametrize("inputs", [33, 2880, 20001])
+@pytest.mark.parametrize("inputs", [33, 2880, 20001, 20002])
 def test_long_sums_are_in_float32(dtype: torch.dtype, inputs: int) -> None:
     """Of numbers of one sign, where a sum of 8 bits would stop growing."""
     torch.manual_seed(4)
@@ -219,10 +224,11 @@ def test_long_sums_are_in_float32(dtype: torch.dtype, inputs: int) -> None:
     if float(exact.max()) > torch.finfo(dtype).max:
         pytest.skip("more than the type holds")
     for rows in (1, 9):
-        got = native_matvec(x[:rows], weight)
-        assert got is not None
-        assert float(((got.double() - exact[:rows]) / exact[:rows]).abs().max()) <= BOUNDS[dtype]
-        assert float((got.double() - exact[:rows]).norm() / exact[:rows].norm()) <= LENGTHS[dtype]
+        for product in (native_matvec, native_matmul):
+            got = product(x[:rows], weight)
+            assert got is not None
+            assert float(((got.double() - exact[:rows]) / exact[:rows]).abs().max()) <= BOUNDS[dtype]
+            assert float((got.double() - exact[:rows]).norm() / exact[:rows].norm()) <= LENGTHS[dtype]
 
 
 def misplaced(part: torch.Tensor) -> torch.Tensor:
@@ -273,11 +279,13 @@ def test_orders_and_starts_in_memory(make: Callable[..., Made], name: str, dtype
 @pytest.mark.parametrize("dtype", DTYPES, ids=named)
 def test_a_weight_that_is_part_of_a_larger_one(dtype: torch.dtype) -> None:
     torch.manual_seed(5)
-    parts, call, _ = matvec(dtype)
-    large = torch.full((3 * 29, 300), float("nan"), dtype=dtype)
-    view = large[1::3, 7 : 7 + 135]
-    view.copy_(parts["weight"])
-    assert torch.equal(call({**parts, "weight": view}), call(parts))  # type: ignore[arg-type]
+    for make in (matvec, matmul):
+        parts, call, _ = make(dtype)
+        outputs, inputs = parts["weight"].shape
+        large = torch.full((3 * outputs, 300), float("nan"), dtype=dtype)
+        view = large[1::3, 7 : 7 + inputs]
+        view.copy_(parts["weight"])
+        assert torch.equal(call({**parts, "weight": view}), call(parts))  # type: ignore[arg-type]
 
 
 EVERYTHING = """

@@ -19,7 +19,7 @@ from quintet.kernels import attention, head, integers, linear, mxfp4, norms
 from quintet.kernels.attention import native_attention
 from quintet.kernels.head import native_head_topk
 from quintet.kernels.integers import native_int4_linear, native_int8_linear
-from quintet.kernels.linear import native_matvec
+from quintet.kernels.linear import native_matmul, native_matvec
 from quintet.kernels.loader import FEW_ROWS, NATIVE_OPS, PATH, library, status
 from quintet.kernels.mxfp4 import native_mxfp4_experts, native_mxfp4_matvec
 from quintet.kernels.norms import native_layer_norm, native_rms_norm, native_rope
@@ -45,10 +45,12 @@ def calls(rows: int) -> dict[str, Callable[[], torch.Tensor | None]]:
     indices, shares = torch.randint(0, 4, (rows, 2)), torch.rand(rows, 2)
     q, k, v = torch.randn(2, 8, rows, 32), torch.randn(2, 2, rows + 600, 32), torch.randn(2, 2, rows + 600, 32)
     seen, sinks = torch.rand(2, rows + 600) > 0.2, torch.randn(8)
+    halves = [part.bfloat16() for part in (x, weight, bias)]
     wide, residual, scale, shift = torch.randn(rows, 1100), torch.randn(rows, 1100), torch.randn(1100), bias
     cosines, sines = torch.randn(2, rows, 16).cos(), torch.randn(2, rows, 16).sin()
     return {
         "matvec": lambda: native_matvec(x, weight, bias),
+        "matmul": lambda: native_matmul(*halves),
         "int8_linear": lambda: native_int8_linear(x, *eight, bias),
         "int4_linear": lambda: native_int4_linear(x, *four, bias),
         "mxfp4_matvec": lambda: native_mxfp4_matvec(x, *mx, bias),
@@ -164,7 +166,7 @@ import torch
 import test_kernel_safety
 torch.set_num_threads(2)
 made = [calls for rows in (1, 8, 33) for calls in test_kernel_safety.calls(rows).values()]
-def numbers(call): return call().numpy().tobytes()  # torch's own threads do not live on in a child
+def numbers(call): return call().view(torch.uint8).numpy().tobytes()  # torch's own threads do not live on in a child
 want = [numbers(call) for call in made]
 assert len(os.listdir("/proc/self/task")) > 1, "threads are there"
 for again in range(3):

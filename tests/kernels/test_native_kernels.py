@@ -15,7 +15,7 @@ import torch
 
 import quintet
 from quintet.errors import InputError
-from quintet.kernels.linear import matvec, matvec_reference, native_matvec
+from quintet.kernels.linear import linear_reference, matmul, matvec, native_matmul, native_matvec
 from quintet.kernels.loader import FEW_ROWS, LEVELS, check, library, status
 from quintet.kernels.mxfp4 import (
     mxfp4_experts,
@@ -59,16 +59,17 @@ def check_everything() -> None:
     """What every level of instructions must do; also run in processes of their own."""
     torch.manual_seed(3)
     for dtype in DTYPES:
-        for inputs, outputs in ((1, 1), (7, 3), (31, 9), (70, 130), (257, 66), (1000, 33), (1030, 70)):
+        for inputs, outputs in ((1, 1), (7, 3), (31, 9), (70, 130), (257, 66), (1000, 33), (1030, 70), (4100, 100)):
             weight, bias, x = torch.randn(outputs, inputs), torch.randn(outputs), torch.randn(max(ROWS), inputs)
             weight, bias, x = weight.to(dtype), bias.to(dtype), x.to(dtype)
-            alone = torch.cat([native_matvec(row, weight, bias) for row in x.split(1)])
-            for rows in ROWS:
-                for added in (None, bias):
-                    got = native_matvec(x[:rows], weight, added)
-                    wide = None if added is None else added.double()
-                    near(got, matvec_reference(x[:rows].double(), weight.double(), wide))
-                assert torch.equal(got, alone[:rows]), "a row depends on its batch"
+            for product in (native_matvec, native_matmul):
+                alone = torch.cat([product(row, weight, bias) for row in x.split(1)])
+                for rows in ROWS:
+                    for added in (None, bias):
+                        got = product(x[:rows], weight, added)
+                        wide = None if added is None else added.double()
+                        near(got, linear_reference(x[:rows].double(), weight.double(), wide))
+                    assert torch.equal(got, alone[:rows]), "a row depends on its batch"
         for groups, outputs in ((1, 1), (2, 5), (3, 70), (9, 18), (65, 130)):  # the largest are shared among threads
             blocks, scales = packed(outputs, groups)
             bias, x = torch.randn(outputs).to(dtype), torch.randn(max(ROWS), groups * 32).to(dtype)
@@ -116,7 +117,7 @@ def test_any_number_of_threads_gives_the_same_bits(dtype: torch.dtype) -> None:
     for threads in (1, 2, 3, 1000):
         torch.set_num_threads(threads)
         try:
-            found.append([native_matvec(x[:rows], weight) for rows in (2, 35)])
+            found.append([product(x[:rows], weight) for rows in (2, 35) for product in (native_matvec, native_matmul)])
             found[-1] += [native_mxfp4_matvec(given[:rows], blocks, scales) for rows in (2, 35)]
         finally:
             torch.set_num_threads(before)
@@ -222,7 +223,7 @@ def test_a_library_of_another_version_is_not_used(monkeypatch: pytest.MonkeyPatc
 def test_orders_in_memory() -> None:
     weight, x = torch.randn(12, 40)[2:, 3:33], torch.randn(30, 4).t()
     bias = torch.randn(20)[::2]
-    near(native_matvec(x, weight, bias), matvec_reference(x.double(), weight.double(), bias.double()))
+    near(native_matvec(x, weight, bias), linear_reference(x.double(), weight.double(), bias.double()))
     near(native_matvec(x.reshape(2, 2, 30), weight), (x.double() @ weight.double().t()).view(2, 2, 10))
     blocks, scales = packed(7, 2)
     given = torch.randn(64, 3).t()
@@ -423,9 +424,12 @@ def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
 @pytest.mark.usefixtures("either")
 def test_operators() -> None:
     x, weight, bias = torch.randn(2, 3, 40), torch.randn(9, 40), torch.randn(9)
-    near(matvec(x, weight, bias), matvec_reference(x.double(), weight.double(), bias.double()))
+    near(matvec(x, weight, bias), linear_reference(x.double(), weight.double(), bias.double()))
     torch.library.opcheck(torch.ops.quintet.matvec.default, (x, weight, bias))
     torch.library.opcheck(torch.ops.quintet.matvec.default, (x.bfloat16(), weight.bfloat16()))
+    near(matmul(x, weight, bias), linear_reference(x.double(), weight.double(), bias.double()))
+    torch.library.opcheck(torch.ops.quintet.matmul.default, (x, weight, bias))
+    torch.library.opcheck(torch.ops.quintet.matmul.default, (x.bfloat16(), weight.bfloat16()))
     blocks, scales = packed(9, 3)
     x = torch.randn(2, 96)
     near(mxfp4_matvec(x, blocks, scales), mxfp4_matvec_reference(x.double(), blocks, scales))

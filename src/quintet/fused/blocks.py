@@ -1,9 +1,10 @@
-"""A decoding step of up to 8 tokens through all blocks of a model, in one call of native code.
+"""A step through all blocks of a model in one call of native code: up to 8 tokens, or a prompt in bfloat16.
 
 What lies between the products of a small model costs as much as the products: norms, rotations, attention, activations
-and the dispatch of each. `FusedBlocks` is the twin of a model's list of blocks. For every step it makes sure that the
-plan it made still says what the modules are (weights that moved, modules that were exchanged, hooks), makes room in the
-cache, and lets native code (`csrc/cpu/blocks.cpp`) do the rest. A step that asks for more goes through the modules.
+and the dispatch of each. For a prompt it is a third of the time: arrays that are written to be read once. `FusedBlocks`
+is the twin of a model's list of blocks. For every step it makes sure that the plan it made still says what the modules
+are (weights that moved, modules that were exchanged, hooks), makes room in the cache, and lets native code
+(`csrc/cpu/blocks.cpp`) do the rest. A step that asks for more goes through the modules.
 
 A family says how its blocks are built with a `family.BlockMap`. Letters as in `csrc/cpu/blocks.h`.
 """
@@ -20,11 +21,12 @@ import torch
 from torch import nn
 
 from quintet.cache import DynamicCache, Int8Cache
+from quintet.cache.dynamic_layers import DynamicLayer
 from quintet.family import BlockMap
 from quintet.fused.cpu_linear import twin
 from quintet.fused.notice import must_be_plain_and_say
 from quintet.fused.reader import Reader, Unfit, type_of
-from quintet.fused.stores import Mask, Stores
+from quintet.fused.stores import Mask, PromptStores, Stores
 from quintet.fused.structs import LAYOUTS, ORDERS, Block, StepCall
 from quintet.kernels.linear import TYPES
 from quintet.kernels.loader import FEW_ROWS, check, library
@@ -39,6 +41,8 @@ from quintet.swap import SwapReport, swap
 __all__ = ["FusedBlocks", "Plan", "fuse_blocks", "is_list_of", "padding_mask"]
 
 _CODES = {"relu": 0, "silu": 1, "swish": 1, "gelu": 2, "gelu_new": 3, "gelu_fast": 3, "gelu_pytorch_tanh": 3}
+# Tokens of a prompt that are read at a time: what lies between the blocks takes memory.
+PROMPT_ROWS = 1024
 # Up to how many rows native code reads float32 weights faster that are stored (in, out).
 ROWS_BY_INPUT = 2
 CODE_OF: dict[Any, int] = {ACTIVATIONS[name]: code for name, code in _CODES.items()}
@@ -112,6 +116,7 @@ class Plan:
         self._reader.linear(struct.router, router)
         struct.experts, struct.chosen, struct.inner = experts.num_experts, router.top_k, experts.intermediate_size
         struct.alpha, struct.limit = experts.alpha, experts.limit
+        self._reader.packed.append((struct, experts))
         for side in ("gate_up", "down"):
             for part, dtype in (("blocks", torch.uint8), ("scales", torch.uint8), ("bias", self.dtype)):
                 tensor = self._reader.tensor(experts, f"{side}_proj_{part}", dtype)
@@ -119,9 +124,14 @@ class Plan:
                     raise Unfit
                 setattr(struct, f"{side}_{part}", tensor.data_ptr())
 
-    def takes(self, rows: int) -> bool:
-        """Whether native code is the faster way for so many rows."""
-        return not self._reader.by_input or rows <= ROWS_BY_INPUT
+    @property
+    def most(self) -> int | None:
+        """Up to how many rows native code is the faster way; None for any number."""
+        return ROWS_BY_INPUT if self._reader.by_input else None if self._reader.many_pay else FEW_ROWS
+
+    def _too_many(self, rows: int) -> bool:
+        most = self.most
+        return most is not None and rows > most
 
     def run(self, x: torch.Tensor, step: Step, cache: DynamicCache) -> torch.Tensor | None:
         """Do a step, or return None where the cache or the masks are of another kind.
@@ -157,17 +167,11 @@ class Plan:
             cache: Keys and values so far, and then of the new tokens too.
         """
         native = library()
-        if native is None or None in masks or not self.takes(call.texts * call.tokens):
+        if native is None or None in masks or self._too_many(call.texts * call.tokens):
             return False
-        if call.width != self._structs[0].q.inputs:
-            return False  # the modules say so
-        if rope is not None:
-            cosines, sines = (part.contiguous() for part in rope)
-            call.rope_texts, tokens, call.rope_size = cosines.shape
-            if tokens != call.tokens or call.rope_size > self._structs[0].head or cosines.dtype not in TYPES:
-                return False
-            call.rope_type = TYPES[cosines.dtype]
-            call.cosines, call.sines = cosines.data_ptr(), sines.data_ptr()
+        angles = None if rope is None else (rope[0].contiguous(), rope[1].contiguous())
+        if not self._begins(call, angles):
+            return False
         stores = self._stores.get(cache)
         if stores is None:  # of its own for each cache, as other threads may be in the middle of a step of theirs
             stores = self._stores[cache] = Stores(self._structs, self.dtype)
@@ -176,6 +180,61 @@ class Plan:
         call.threads = torch.get_num_threads()
         check(native.quintet_blocks(stores.blocks, len(stores.blocks), ctypes.byref(call)))
         return True
+
+    def _begins(self, call: StepCall, angles: tuple[torch.Tensor, torch.Tensor] | None) -> bool:
+        """Say where the angles are; False where they or the width are not what the blocks take."""
+        if call.width != self._structs[0].q.inputs:
+            return False  # the modules say so
+        if angles is None:
+            return True
+        cosines, sines = angles
+        call.rope_texts, tokens, call.rope_size = cosines.shape
+        if tokens != call.tokens or call.rope_size > self._structs[0].head or cosines.dtype not in TYPES:
+            return False
+        call.rope_type = TYPES[cosines.dtype]
+        call.cosines, call.sines = cosines.data_ptr(), sines.data_ptr()
+        return True
+
+    def read(self, x: torch.Tensor, step: Step) -> torch.Tensor | None:
+        """Read many tokens, or return None where the cache, the masks or the weights are of another kind.
+
+        Args:
+            x: (B, T, E).
+            step: This forward pass.
+
+        Returns:
+            (B, T, E).
+        """
+        native, (texts, tokens, width) = library(), x.shape
+        masks = [_mask_of(mask, texts, tokens) for mask in step.masks]
+        if native is None or None in masks or self._too_many(texts * tokens):
+            return None
+        cache: Any = step.cache
+        layers = [DynamicLayer() for _ in masks] if cache is None else cache.layers
+        self._reader.choose_activations(texts * tokens)
+        stores = PromptStores(self._structs, self.dtype)
+        angles = None if step.rope is None else (step.rope[0].contiguous(), step.rope[1].contiguous())
+        if not stores.take(layers, texts) or not self._begins(StepCall(tokens=tokens, width=width), angles):
+            return None
+        out = torch.empty(x.shape, dtype=x.dtype)
+        at_once = max(1, PROMPT_ROWS // texts)
+        for begin in range(0, tokens, at_once):
+            part = x[:, begin : begin + at_once].contiguous()
+            made = out if part.shape == out.shape else torch.empty_like(part)
+            call = StepCall(TYPES[self.dtype], 0, texts, part.shape[1], width, part.data_ptr(), made.data_ptr())
+            turns = None if angles is None else (_cut(angles[0], begin, at_once), _cut(angles[1], begin, at_once))
+            self._begins(call, turns)
+            call.threads = torch.get_num_threads()
+            stores.open(layers, texts, part.shape[1], masks)  # type: ignore[arg-type]
+            check(native.quintet_blocks(stores.blocks, len(stores.blocks), ctypes.byref(call)))
+            stores.close()
+            if made is not out:
+                out[:, begin : begin + at_once] = made
+        return out
+
+
+def _cut(angles: torch.Tensor, begin: int, count: int) -> torch.Tensor:
+    return angles[:, begin : begin + count].contiguous()
 
 
 def _mask_of(mask: MaskSpec, texts: int, tokens: int) -> Mask | None:
@@ -207,7 +266,7 @@ def padding_mask(padding: torch.Tensor | None, texts: int, window: int | None) -
 
 
 class FusedBlocks(nn.ModuleList):
-    """A list of blocks that can do a decoding step in one call; otherwise what it was."""
+    """A list of blocks that can do a step in one call; otherwise what it was."""
 
     block_map: BlockMap
     _plan: Plan | None = None
@@ -220,21 +279,26 @@ class FusedBlocks(nn.ModuleList):
     def run(self, x: torch.Tensor, step: Step) -> torch.Tensor | None:
         """Return what the blocks make of x, (B, T, E), or None when the modules have to do it."""
         cache = step.cache
-        if not isinstance(cache, DynamicCache) or type(cache) not in (DynamicCache, Int8Cache) or self.training:
+        if x.dim() != 3 or self.training:
             return None
-        small = x.dim() == 3 and x.shape[0] * x.shape[1] <= FEW_ROWS
-        if not small or must_be_plain_and_say():
+        few = x.shape[0] * x.shape[1] <= FEW_ROWS
+        if type(cache) not in ((DynamicCache, Int8Cache) if few else (DynamicCache, type(None))):
+            return None
+        if must_be_plain_and_say():
             return None
         if step.output_attentions or step.output_router_logits or step.head_mask is not None:
             return None
         if step.encoder_states is not None or x.dtype not in TYPES or x.device.type != "cpu":
             return None
         plan = self.plan(x.dtype)
-        return None if plan is None else plan.run(x, step, cache)
+        if plan is None:
+            return None
+        return plan.run(x, step, cache) if few else plan.read(x, step)  # type: ignore[arg-type]
 
-    def fits(self, dtype: torch.dtype) -> bool:
-        """Whether native code knows the blocks, with activations of that type."""
-        return dtype in TYPES and self.plan(dtype) is not None
+    def most_tokens(self, dtype: torch.dtype) -> int | None:
+        """Return how many tokens native code takes in one call, with activations of that type; None for any number."""
+        plan = self.plan(dtype) if dtype in TYPES else None
+        return 0 if plan is None else plan.most
 
     def plan(self, dtype: torch.dtype) -> Plan | None:
         """Return what native code is told of the blocks as they are now; None when it does not know them."""

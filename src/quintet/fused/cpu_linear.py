@@ -4,8 +4,8 @@ A plain linear layer goes to MKL in float32, which computes `few rows x matrix` 
 speed of oneDNN, and in float16 to a loop that does not know vectors. What is used instead (`benchmarks/micro.py`,
 `benchmarks/kernels.py`):
 
-- few rows, weight (out, in) in memory: the native kernel of `kernels.linear`, where it is built; it reads the weight at
-  the speed of memory. What follows is for more rows, other orders in memory, and without it.
+- weight (out, in) in memory: the native kernels of `kernels.linear`, where they are built; for few rows of any type,
+  which read the weight at the speed of memory, and for many of bfloat16. What follows is for others and without them.
 - float32, up to 4 rows, weight (out, in) in memory: one product per share of the outputs, as a batch, reads the weight
   with all cores at memory speed.
 - float32 otherwise, in whatever order the weight is stored (it can stay in the mapped file), and bfloat16: oneDNN. A
@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from quintet.fused.notice import must_be_plain_and_say
 from quintet.kernels.head import native_head_topk
 from quintet.kernels.inference import must_be_plain
-from quintet.kernels.linear import native_matvec
+from quintet.kernels.linear import matmul_pays, native_matmul, native_matvec
 from quintet.layers.conv1d import Conv1D
 from quintet.swap import Twin
 
@@ -93,11 +93,12 @@ def cpu_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None)
     """
     if must_be_plain_and_say() or x.device.type != "cpu" or x.dtype != weight.dtype:
         return None
+    out = None
     if x.numel() // x.shape[-1] <= NATIVE_ROWS.get(x.dtype, 0):
         out = native_matvec(x, weight, bias)
-        if out is not None:
-            return out
-    return plain_product(x, weight, bias)
+    elif matmul_pays(x.dtype, x.shape[-1]):
+        out = native_matmul(x, weight, bias)
+    return plain_product(x, weight, bias) if out is None else out
 
 
 def plain_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor | None:

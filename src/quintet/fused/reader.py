@@ -11,8 +11,8 @@ from quintet.fused.cpu_linear import CpuConv1D, CpuLinear
 from quintet.fused.cpu_norm import CpuRMSNorm
 from quintet.fused.structs import STORED_BY_INPUT, Linear, Norm
 from quintet.fused.unchanged import Unchanged
-from quintet.kernels.integers import native_layout
-from quintet.kernels.linear import TYPES
+from quintet.kernels.integers import ACTIVATIONS, activations_for, native_layout
+from quintet.kernels.linear import TYPES, matmul_pays
 from quintet.layers.conv1d import Conv1D
 from quintet.layers.experts import TopKRouter
 from quintet.layers.norm import RMSNorm
@@ -51,6 +51,10 @@ class Reader:
         self.unchanged = Unchanged()
         self.by_input = False
         """Whether a weight is stored (in, out)."""
+        self.many_pay = matmul_pays(dtype, 2)
+        """Whether many rows are fast too."""
+        self.packed: list[tuple[Any, Any]] = []
+        """Structures that say what many rows are multiplied as, and the modules that know."""
 
     def tensor(self, module: nn.Module, name: str, dtype: torch.dtype | None, *, kind: str = "_parameters") -> Any:
         """Return a tensor of a module, None where it has none, and remember where it is."""
@@ -99,6 +103,7 @@ class Reader:
                     raise Unfit
                 struct.kind, struct.stride = STORED_BY_INPUT, step
                 self.by_input = True
+            self.many_pay = self.many_pay and matmul_pays(self.dtype, struct.inputs)
         elif kind is Int8Linear:
             weight = self.tensor(module, "weight", torch.int8)
             self._packed(struct, module, weight, None)
@@ -120,3 +125,9 @@ class Reader:
             raise Unfit
         struct.kind, struct.inputs, struct.outputs = module.bits, module.in_features, module.out_features
         struct.scale_type, struct.group, struct.scales, struct.zeros = layout
+        self.packed.append((struct, module))
+
+    def choose_activations(self, rows: int) -> None:
+        """Tell packed weights what so many rows are multiplied as: modules may be told otherwise at any time."""
+        for struct, module in self.packed:
+            struct.activations = ACTIVATIONS.index(activations_for(module.activations, rows, self.dtype))

@@ -12,7 +12,7 @@ from quintet.fused.cpu_experts import CpuExperts
 from quintet.fused.cpu_linear import NATIVE_ROWS, UPCAST_ROWS, CpuConv1D, CpuLinear, onednn
 from quintet.fused.cpu_norm import CpuRMSNorm
 from quintet.kernels.integers import takes_groups
-from quintet.kernels.linear import TYPES
+from quintet.kernels.linear import TYPES, matmul_pays
 from quintet.kernels.loader import FEW_ROWS, library, packed_rows, status
 from quintet.layers.conv1d import Conv1D
 from quintet.layers.experts import Experts
@@ -134,6 +134,8 @@ def _entry(module: nn.Module, kind: type[nn.Module], dtype: torch.dtype, fast: b
         return what, f"native {status().level}" if status().native else "torch, in place for many tokens"
     if _is_by_input(module, dtype):
         return f"{what} stored (in, out)", _linear(dtype, native=False)
+    if matmul_pays(dtype, 2):  # an odd number of inputs is too rare to be told
+        return what, f"native {status().level}"
     return what, _linear(dtype, native=status().native)
 
 
@@ -144,13 +146,18 @@ def _foreign(module: nn.Module) -> tuple[str, str]:
 
 
 def _blocks(module: nn.Module, dtype: torch.dtype) -> str:
-    """What computes a decoding step; of a list that is not fused yet only the kinds of its modules are looked at."""
-    known = module.fits(dtype) if isinstance(module, FusedBlocks) else dtype in TYPES and not _holds_strangers(module)
-    if not known:
+    """What computes a step; of a list that is not fused yet only the kinds of its modules are looked at."""
+    if isinstance(module, FusedBlocks):
+        most = module.most_tokens(dtype)
+    elif dtype not in TYPES or _holds_strangers(module):
+        most = 0
+    elif any(_is_by_input(one, dtype) for one in module.modules()):
+        most = ROWS_BY_INPUT
+    else:
+        most = None if matmul_pays(dtype, 2) else FEW_ROWS
+    if most == 0:
         return "one by one: a module, or its tensors, are of a kind that native code does not know"
-    by_input = any(_is_by_input(one, dtype) for one in module.modules())
-    rows = ROWS_BY_INPUT if by_input else FEW_ROWS
-    return f"in one native call for steps of up to {rows} tokens, else one by one as below"
+    return f"in one native call{'' if most is None else f' for steps of up to {most} tokens'}, else one by one as below"
 
 
 def _is_by_input(module: nn.Module, dtype: torch.dtype) -> bool:

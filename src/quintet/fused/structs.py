@@ -16,7 +16,7 @@ EIGHT_BITS = 3  # type of what an Int8Layer holds
 
 class Linear(ctypes.Structure):
     _fields_ = [
-        *(("kind", _int), ("scale_type", _int)),
+        *((name, _int) for name in ("kind", "scale_type", "activations")),
         *((name, _long) for name in ("inputs", "outputs", "stride", "group")),
         *((name, _pointer) for name in ("weight", "scales", "zeros", "bias")),
     ]
@@ -33,7 +33,8 @@ class Block(ctypes.Structure):
         ("scale", ctypes.c_double),
         *((name, Norm) for name in ("norm1", "norm2")),
         *((name, Linear) for name in ("q", "k", "v", "out", "gate", "up", "down")),
-        *(("sinks", _pointer), ("sinks_type", _int), ("experts", _int), ("chosen", _int)),
+        *(("sinks", _pointer), ("sinks_type", _int)),
+        *((name, _int) for name in ("experts", "chosen", "activations")),
         *(("alpha", ctypes.c_float), ("limit", ctypes.c_float), ("inner", _long), ("router", Linear)),
         *((name, _pointer) for name in ("gate_up_blocks", "gate_up_scales", "gate_up_bias")),
         *((name, _pointer) for name in ("down_blocks", "down_scales", "down_bias")),

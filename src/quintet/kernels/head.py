@@ -12,7 +12,7 @@ import torch
 
 from quintet.errors import InputError
 from quintet.kernels.integers import int4_linear_reference, int8_linear_reference, native_layout
-from quintet.kernels.linear import TYPES, check_bias, matvec_reference, whole_bias
+from quintet.kernels.linear import TYPES, check_bias, linear_reference, whole_bias
 from quintet.kernels.loader import FEW_ROWS, check, library
 from quintet.kernels.packing import WORD
 
@@ -84,7 +84,7 @@ def head_topk_reference(
 ) -> Found:
     """The same in plain PyTorch."""
     if scale is None:
-        logits = matvec_reference(x, weight, bias)
+        logits = linear_reference(x, weight, bias)
     elif weight.dtype == torch.int8:
         logits = int8_linear_reference(x, weight, scale, bias)
     else:

@@ -1,7 +1,7 @@
-"""A weight times few rows: `quintet::matvec`.
+"""A weight times few rows, `quintet::matvec`, and times many, `quintet::matmul`.
 
-As fast as the weight can be read from memory. Products are added up in float32 (of bfloat16, by the CPU's dot
-instructions where it has them), and the result is rounded once.
+Few are as fast as the weight can be read from memory, many as fast as the CPU multiplies. Products are added up in
+float32 (of bfloat16, by the CPU's dot instructions where it has them), and the result is rounded once.
 """
 
 from __future__ import annotations
@@ -10,9 +10,19 @@ import torch
 from torch.nn import functional as F
 
 from quintet.errors import InputError
-from quintet.kernels.loader import check, library
+from quintet.kernels.loader import check, has_pair_products, library
 
-__all__ = ["TYPES", "check_bias", "matvec", "matvec_reference", "native_matvec", "whole_bias"]
+__all__ = [
+    "TYPES",
+    "check_bias",
+    "linear_reference",
+    "matmul",
+    "matmul_pays",
+    "matvec",
+    "native_matmul",
+    "native_matvec",
+    "whole_bias",
+]
 
 # Types that the native kernels know, by the number that they know them by.
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -47,7 +57,7 @@ def check_bias(name: str, bias: torch.Tensor | None, outputs: int) -> None:
 
 
 def native_matvec(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor | None:
-    """Return `x @ weight.T + bias` by the native kernel, or None where it does not take it.
+    """Return `x @ weight.T + bias` by the native kernel for few rows, or None where it does not take it.
 
     For inference: no gradient flows, and no dispatcher is asked.
 
@@ -59,6 +69,23 @@ def native_matvec(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
     Returns:
         (..., out), or None: other types, devices or orders in memory; or there are no native kernels.
     """
+    return _native("quintet_matvec", x, weight, bias)
+
+
+def native_matmul(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor | None:
+    """Return `x @ weight.T + bias` by the native kernel for many rows, or None where it does not take it.
+
+    As `native_matvec`. Where `matmul_pays` says no, the kernel for few rows computes it.
+    """
+    return _native("quintet_matmul", x, weight, bias)
+
+
+def matmul_pays(dtype: torch.dtype, inputs: int) -> bool:
+    """Whether the native kernel for many rows is as fast as torch's: in bfloat16, by dot instructions of pairs."""
+    return dtype == torch.bfloat16 and inputs % 2 == 0 and has_pair_products()
+
+
+def _native(name: str, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor | None:
     kind = TYPES.get(x.dtype)
     native = library()
     if native is None or kind is None or weight.dtype != x.dtype or x.dim() == 0 or weight.dim() != 2:
@@ -74,7 +101,7 @@ def native_matvec(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
     x = x.contiguous()
     out = torch.empty((*x.shape[:-1], outputs), dtype=x.dtype)
     check(
-        native.quintet_matvec(
+        getattr(native, name)(
             *(kind, rows, inputs, outputs, weight.data_ptr(), stride, x.data_ptr(), inputs),
             *(added[1], out.data_ptr(), torch.get_num_threads()),
         )
@@ -82,20 +109,20 @@ def native_matvec(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
     return out
 
 
-def matvec_reference(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+def linear_reference(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """The same in plain PyTorch: sums in float32 (float64 for float64), rounded once."""
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     out = F.linear(x.to(wide), weight.to(wide), None if bias is None else bias.to(wide))
     return out.to(x.dtype)
 
 
-def _check(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+def _check(name: str, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
     if weight.dim() != 2 or x.dim() == 0 or x.shape[-1] != weight.shape[1]:
         raise InputError(
-            f"matvec: x of shape {list(x.shape)} and a weight of shape {list(weight.shape)} do not fit: "
+            f"{name}: x of shape {list(x.shape)} and a weight of shape {list(weight.shape)} do not fit: "
             "the weight must be (out, in) and x (..., in)."
         )
-    check_bias("matvec", bias, weight.shape[0])
+    check_bias(name, bias, weight.shape[0])
 
 
 @torch.library.custom_op("quintet::matvec", mutates_args=())
@@ -113,12 +140,26 @@ def matvec(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     Raises:
         InputError: shapes that do not belong together.
     """
-    _check(x, weight, bias)
+    _check("matvec", x, weight, bias)
     out = native_matvec(x, weight, bias)
-    return matvec_reference(x, weight, bias) if out is None else out
+    return linear_reference(x, weight, bias) if out is None else out
 
 
 @matvec.register_fake
 def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    _check(x, weight, bias)
+    _check("matvec", x, weight, bias)
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+@torch.library.custom_op("quintet::matmul", mutates_args=())
+def matmul(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Return `x @ weight.T + bias`, natively for many rows of bfloat16 on a CPU; for the rest see `matvec`."""
+    _check("matmul", x, weight, bias)
+    out = native_matmul(x, weight, bias)
+    return linear_reference(x, weight, bias) if out is None else out
+
+
+@matmul.register_fake
+def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    _check("matmul", x, weight, bias)
     return x.new_empty((*x.shape[:-1], weight.shape[0]))

@@ -21,6 +21,7 @@ __all__ = [
     "Status",
     "check",
     "has_byte_products",
+    "has_pair_products",
     "library",
     "packed_rows",
     "status",
@@ -30,12 +31,12 @@ __all__ = [
 LEVELS = ("avx512", "avx2", "neon", "portable")
 # Operations that the shared object has.
 NATIVE_OPS = (
-    *("matvec", "int8_linear", "int4_linear", "mxfp4_matvec", "mxfp4_experts", "attention", "head_topk"),
-    *("rms_norm", "layer_norm", "rope"),
+    *("matvec", "matmul", "int8_linear", "int4_linear", "mxfp4_matvec", "mxfp4_experts", "attention"),
+    *("head_topk", "rms_norm", "layer_norm", "rope"),
     "blocks",
 )
 # What the functions of the shared object must say they are; another one is of another version of quintet.
-VERSION = 12
+VERSION = 13
 PATH = Path(__file__).parent / "_cpu.so"
 # Up to so many rows weights are read once and unpacked on the way.
 FEW_ROWS = 8
@@ -45,10 +46,13 @@ PACKED_ROWS = {"avx512": 2**40, "avx2": 128, "neon": 16, "portable": 16}
 
 # Levels whose products of bytes are faster than those of bfloat16.
 BYTE_PRODUCTS = ("avx512",)
+# Levels that have products of many rows of bfloat16.
+PAIR_PRODUCTS = ("avx512",)
 
 _int, _size, _pointer, _float = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
 _SIGNATURES = {
     "quintet_matvec": [_int, *[_size] * 3, _pointer, _size, _pointer, _size, _pointer, _pointer, _size],
+    "quintet_matmul": [_int, *[_size] * 3, _pointer, _size, _pointer, _size, _pointer, _pointer, _size],
     "quintet_mxfp4_matvec": [_int, _int, *[_size] * 3, *[_pointer] * 3, _size, _pointer, _pointer, _size],
     "quintet_integers": [*[_int] * 4, *[_size] * 4, *[_pointer] * 4, _size, _pointer, _pointer, _size],
     "quintet_mxfp4_experts": [_int, _int, *[_size] * 5, *[_pointer] * 10, _float, _float, _size],
@@ -157,6 +161,15 @@ def has_byte_products() -> bool:
         ConfigError: as `library`.
     """
     return status().level in BYTE_PRODUCTS
+
+
+def has_pair_products() -> bool:
+    """Return whether there are native products of many rows of bfloat16 with weights of that type.
+
+    Raises:
+        ConfigError: as `library`.
+    """
+    return status().level in PAIR_PRODUCTS
 
 
 def check(code: int) -> None:
