@@ -1,5 +1,6 @@
 // Products in whole numbers, by the dot instructions of bytes (AVX-512 VNNI): x becomes digits of 8 bits, weights bytes
-// without a sign, sums over a block of 32 inputs are exact, and are scaled and added up in float32.
+// without a sign, sums over a block of 32 inputs are exact, and are scaled and added up in float32. What makes weights numbers
+// without a sign is the same for all of a format, so that what it adds to a sum is known when x is prepared.
 //
 // With two digits x has 16 bits by a power of two for each block: numbers down to a 64th of the block's largest keep all
 // bits that bfloat16 has, smaller ones are rounded to a 32,000th of it. With one digit x is rounded to 8 bits by the
@@ -47,11 +48,11 @@ inline Digital digital(const MxSource& from) {
 
 // ---- rows --------------------------------------------------------------------------------------------------------
 
-// A prepared row: for each block its D digits, the highest first, 32 bytes each; scales; sums of whole numbers.
+// A prepared row: for each block its D digits, the highest first, 32 bytes each; scales; what sums begin with.
 struct Row {
     const int8_t* digits;
     const float* scales;
-    const int32_t* sums;
+    const int32_t* begins;
     template <int D>
     static Row at(const void* memory, int64_t blocks) {
         const auto* from = static_cast<const int8_t*>(memory);
@@ -59,7 +60,7 @@ struct Row {
         return {from, reinterpret_cast<const float*>(from + digits), reinterpret_cast<const int32_t*>(from + digits + numbers)};
     }
     template <int D>
-    Row from(int64_t block) const { return {digits + block * BLOCK * D, scales + block, sums + block}; }
+    Row from(int64_t block) const { return {digits + block * BLOCK * D, scales + block, begins + block}; }
 };
 
 // An odd number of cache lines, so that rows do not fall on the same places.
@@ -84,7 +85,8 @@ inline float power_of(float largest) {
     return largest / power(exponent) < 32639.5f ? power(exponent) : power(exponent + 1);
 }
 
-// 32 numbers of which the last may be missing. Codes of 4 bits want, of eight inputs, the even ones before the odd ones.
+// 32 numbers of which the last may be missing, and their sum. Codes of 4 bits want, of eight inputs, the even ones before the
+// odd ones.
 template <int D, bool nibbles>
 inline void digits_of_block(const __m512* x, int8_t* digits, float* scale, int32_t* sum) {
     const __m512 size = _mm512_max_ps(_mm512_abs_ps(x[0]), _mm512_abs_ps(x[1]));
@@ -112,7 +114,7 @@ inline void digits_of_block(const __m512* x, int8_t* digits, float* scale, int32
 }
 
 template <class V, int T, int D, bool nibbles>
-void digits_rows(int64_t begin, int64_t end, const void* x, int64_t stride, int64_t inputs, void* prepared) {
+void digits_rows(int64_t begin, int64_t end, const void* x, int64_t stride, int64_t inputs, int32_t added, void* prepared) {
     using W = typename Element<T>::type;
     const int64_t blocks = (inputs + BLOCK - 1) / BLOCK;
     for (int64_t r = begin; r < end; ++r) {
@@ -123,8 +125,9 @@ void digits_rows(int64_t begin, int64_t end, const void* x, int64_t stride, int6
             const int64_t here = inputs - b * BLOCK < BLOCK ? inputs - b * BLOCK : BLOCK;
             std::memcpy(some, from + b * BLOCK * int64_t(sizeof(W)), size_t(here) * sizeof(W));
             const __m512 wide[2] = {V::template load<T>(some), V::template load<T>(some + 16)};
-            digits_of_block<D, nibbles>(wide, const_cast<int8_t*>(row.digits) + b * BLOCK * D, const_cast<float*>(row.scales) + b,
-                                        const_cast<int32_t*>(row.sums) + b);
+            int32_t sum;
+            digits_of_block<D, nibbles>(wide, const_cast<int8_t*>(row.digits) + b * BLOCK * D, const_cast<float*>(row.scales) + b, &sum);
+            const_cast<int32_t*>(row.begins)[b] = -added * sum;
         }
     }
 }
@@ -143,9 +146,9 @@ inline __m512 some_scales(int type, const void* scales, int64_t at, int64_t here
     return type == FP16 ? _mm512_cvtph_ps(bits) : _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
 
-// What makes a format's bytes numbers without a sign; of ZERO each output has its own.
+// What is added to a format's numbers, so that they have no sign.
 template <Code C>
-constexpr int32_t MINUS = C == BYTES ? -128 : C == EIGHT ? -8 : -12;
+constexpr int32_t ADDED = C == BYTES ? 128 : C == EIGHT ? 8 : C == ZERO ? 16 : 12;
 
 // Scales and zeros of 16 outputs, block after block.
 template <Code C>
@@ -158,11 +161,10 @@ struct Walk {
     alignas(64) float scale[LANES * LANES];
     __m512i zeros_at, shifts;
     __m512 now = _mm512_setzero_ps();
-    __m512i minus;
+    __m512i shift = _mm512_setzero_si512();  // bytes that are added to codes of ZERO
 
     Walk(const Digital& of, int64_t first, int64_t end)
         : m(of), output(first), lanes(end - first < LANES ? int(end - first) : LANES), more(end - first > LANES) {
-        minus = _mm512_set1_epi32(MINUS<C>);
         if (C != ZERO) return;
         const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
         const __m512i last = _mm512_min_epi32(lane, _mm512_set1_epi32(lanes - 1));
@@ -191,7 +193,8 @@ struct Walk {
             if (C == ZERO) {
                 const uint8_t* words = m.zeros + (output / 8 * m.count + index) * 4;
                 const __m512i codes = _mm512_srlv_epi32(_mm512_i32gather_epi32(zeros_at, words, 4), shifts);
-                minus = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_and_si512(codes, _mm512_set1_epi32(15)));
+                const __m512i zero = _mm512_and_si512(codes, _mm512_set1_epi32(15));
+                shift = _mm512_mullo_epi32(_mm512_sub_epi32(_mm512_set1_epi32(ADDED<C>), zero), _mm512_set1_epi32(0x01010101));
             }
         }
         if (++within == m.each) within = 0, ++index;
@@ -225,8 +228,8 @@ struct Piece {
         }
         transpose(words);
     }
-    // Eight vectors of bytes of a block of this piece.
-    QUINTET_INLINED void unpack(int block, __m512i* to) const {
+    // Eight vectors of bytes of a block of this piece, at which the walk is.
+    QUINTET_INLINED void unpack(int block, const Walk<C>& walk, __m512i* to) const {
         if (C == BYTES) {
 #pragma GCC unroll 8
             for (int j = 0; j < 8; ++j) to[j] = _mm512_xor_si512(words[8 * block + j], _mm512_set1_epi8(-128));
@@ -237,6 +240,10 @@ struct Piece {
         for (int j = 0; j < 4; ++j) {
             to[2 * j] = _mm512_and_si512(words[4 * block + j], low);
             to[2 * j + 1] = _mm512_and_si512(_mm512_srli_epi16(words[4 * block + j], 4), low);
+        }
+        if (C == ZERO) {
+#pragma GCC unroll 8
+            for (int j = 0; j < 8; ++j) to[j] = _mm512_add_epi8(to[j], walk.shift);
         }
         if (C != MX) return;
         const __m512i table = _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(DOUBLED)));
@@ -259,11 +266,11 @@ __attribute__((noinline)) void one_row(const Digital& m, const Row& x, int64_t o
     Walk<C> walk(m, output, end);
     auto add = [&](const Piece<C>& piece, int k, int64_t block) QUINTET_INLINED {
         __m512i bytes[8];
-        piece.unpack(k, bytes);
         walk.next();
+        piece.unpack(k, walk, bytes);
         const int8_t* digits = x.digits + block * BLOCK * D;
         __m512i sum[2][2] = {};  // two of each digit, as one waits for the other
-        sum[0][0] = _mm512_mullo_epi32(_mm512_set1_epi32(x.sums[block]), walk.minus);
+        sum[0][0] = _mm512_set1_epi32(x.begins[block]);
 #pragma GCC unroll 8
         for (int j = 0; j < 8; ++j) {
             sum[0][j % 2] = _mm512_dpbusd_epi32(sum[0][j % 2], bytes[j], four(digits + BLOCK * (D - 1) + 4 * j));
@@ -290,18 +297,15 @@ __attribute__((noinline)) void one_row(const Digital& m, const Row& x, int64_t o
     _mm512_storeu_ps(sums, acc);
 }
 
-// Weights of 32 outputs, unpacked: for each 16 outputs and each block of inputs 8 vectors; scales; what the sum of a
-// row's whole numbers is multiplied with.
+// Weights of 32 outputs, unpacked: for each 16 outputs and each block of inputs 8 vectors; and scales.
 struct Unpacked {
     int64_t blocks;
     uint8_t* bytes;
     float* scales;
-    int32_t* minus;
     static constexpr int64_t BLOCK_BYTES = 8 * 64;
-    static constexpr size_t size(int64_t blocks) { return size_t(blocks) * PANEL_LANES * (BLOCK + 4 + 4); }
+    static constexpr size_t size(int64_t blocks) { return size_t(blocks) * PANEL_LANES * (BLOCK + 4); }
     Unpacked(int64_t count, void* memory) : blocks(count), bytes(static_cast<uint8_t*>(memory)) {
         scales = reinterpret_cast<float*>(bytes + blocks * PANEL_LANES * BLOCK);
-        minus = reinterpret_cast<int32_t*>(scales + blocks * PANEL_LANES);
     }
     // Blocks `first` to `end` become those from 0 on.
     template <Code C>
@@ -313,11 +317,10 @@ struct Unpacked {
                 if (at + k >= end) break;
                 const int64_t to = part * blocks + at + k - first;
                 __m512i made[8];
-                piece.unpack(k, made);
-                for (int j = 0; j < 8; ++j) _mm512_store_si512(bytes + to * BLOCK_BYTES + j * 64, made[j]);
                 walk.next();
+                piece.unpack(k, walk, made);
+                for (int j = 0; j < 8; ++j) _mm512_store_si512(bytes + to * BLOCK_BYTES + j * 64, made[j]);
                 _mm512_store_ps(scales + to * LANES, walk.now);
-                _mm512_store_si512(minus + to * LANES, walk.minus);
             }
         }
     }
@@ -333,8 +336,7 @@ __attribute__((noinline)) void tile(const Unpacked& m, int64_t count, bool scale
         __m512i sum[D][R][P];
         for (int r = 0; r < R; ++r)
             for (int p = 0; p < P; ++p) {
-                const __m512i minus = _mm512_load_si512(m.minus + (p * m.blocks + block) * LANES);
-                sum[0][r][p] = _mm512_mullo_epi32(_mm512_set1_epi32(x[r].sums[block]), minus);
+                sum[0][r][p] = _mm512_set1_epi32(x[r].begins[block]);
                 if (D == 2) sum[D - 1][r][p] = _mm512_setzero_si512();
             }
         const uint8_t* w = m.bytes + block * Unpacked::BLOCK_BYTES;
@@ -402,16 +404,23 @@ template <Code C, int D, class Done>
 void many_rows(const Digital& m, const Rows& rows, int64_t begin, int64_t end, void* memory, Done done) {
     Unpacked panel(m.blocks, memory);
     float sums[TILE_MOST_ROWS<D> * PANEL_LANES];
+    // While a panel is multiplied, the weights of the next one are asked for, some with each tile; behind the last one begin those
+    // of who comes next, or what does not matter.
+    const int64_t tiles = (rows.count + TILE_MOST_ROWS<D> - 1) / TILE_MOST_ROWS<D>;
+    const int64_t ahead = (PANEL_LANES * m.pitch / tiles + 64) / 64 * 64;
     for (; begin < end; begin += PANEL_LANES) {
         const int here = int(end - begin < PANEL_LANES ? end - begin : PANEL_LANES);
         for (int part = 0; part * LANES < here; ++part) {
-            Walk<C> walk(m, begin + part * LANES, end);
+            Walk<C> walk(m, begin + part * LANES, begin + here);
             panel.fill<C>(walk, 0, m.blocks, part);
         }
+        const char* next = reinterpret_cast<const char*>(m.weight) + (begin + PANEL_LANES) * m.pitch;
         for (int64_t row = 0; row < rows.count; row += TILE_MOST_ROWS<D>) {
             const int64_t left = rows.count - row < TILE_MOST_ROWS<D> ? rows.count - row : TILE_MOST_ROWS<D>;
             Row x[TILE_MOST_ROWS<D>];
             for (int64_t r = 0; r < left; ++r) x[r] = Row::at<D>(rows.at(row + r), m.blocks);
+            ask_for_all(next, ahead);
+            next += ahead;
             std::memset(sums, 0, sizeof sums);
             if (here > LANES) tile_of<D, 2>(left, panel, m.blocks, m.each, x, sums);
             else tile_of<D, 1>(left, panel, m.blocks, m.each, x, sums);
@@ -442,9 +451,9 @@ template <class V, int D>
 struct InDigits {
     static size_t bytes(int64_t inputs) { return digits_bytes(inputs, D); }
     static size_t memory(int64_t inputs) { return Unpacked::size((inputs + BLOCK - 1) / BLOCK); }
-    template <int T, bool nibbles>
+    template <int T, Code C>
     static void prepare(int, int64_t begin, int64_t end, const void* x, int64_t stride, int64_t inputs, void* to) {
-        digits_rows<V, T, D, nibbles>(begin, end, x, stride, inputs, to);
+        digits_rows<V, T, D, C != BYTES>(begin, end, x, stride, inputs, ADDED<C>, to);
     }
     template <class Done>
     static void product(const MxSource& from, const Rows& rows, int64_t begin, int64_t end, void* memory, Done done) {
@@ -479,10 +488,10 @@ struct InBfloat16 {
         const size_t four = many_bytes<Nibbles<ZERO>>(inputs), eight = many_bytes<Channel<Bytes>>(inputs);
         return four > eight ? four : eight;
     }
-    template <int T, bool nibbles>
+    template <int T, Code C>
     static void prepare(int, int64_t begin, int64_t end, const void* x, int64_t stride, int64_t inputs, void* to) {
         for (int64_t r = begin; r < end; ++r) {
-            using Way = typename std::conditional<nibbles, Nibbles<MX>, Bytes>::type;
+            using Way = typename std::conditional<C == BYTES, Bytes, Nibbles<MX>>::type;
             auto* row = reinterpret_cast<uint16_t*>(static_cast<char*>(to) + size_t(r) * prepared_bytes<Way>(inputs));
             if constexpr (T == BF16) Way::prepare_same(static_cast<const uint16_t*>(x) + r * stride, inputs, row);
             else Way::prepare([&](int64_t i) { return widen<V, T>(x, r * stride + i); }, inputs, row);

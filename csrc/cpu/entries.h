@@ -36,19 +36,20 @@ struct Entries {
     static size_t packed_memory(int, int, int64_t inputs) { return Ways::memory(inputs); }
     template <int T>
     static void packed_prepare_of(const Packed& m, int64_t begin, int64_t end) {
-        Ways::template prepare<T, true>(m.activations, begin, end, m.x, m.x_stride, m.groups * GROUP, m.prepared);
+        Ways::template prepare<T, MX>(m.activations, begin, end, m.x, m.x_stride, m.groups * GROUP, m.prepared);
     }
     template <int T>
     static void integers_prepare_of(const Integers& m, int64_t begin, int64_t end) {
-        if (m.bits == 4) Ways::template prepare<T, true>(m.activations, begin, end, m.x, m.x_stride, m.inputs, m.prepared);
-        else Ways::template prepare<T, false>(m.activations, begin, end, m.x, m.x_stride, m.inputs, m.prepared);
+        auto prepare = Ways::template prepare<T, BYTES>;
+        if (m.bits == 4) prepare = m.zeros ? Ways::template prepare<T, ZERO> : Ways::template prepare<T, EIGHT>;
+        prepare(m.activations, begin, end, m.x, m.x_stride, m.inputs, m.prepared);
     }
     template <int T>
     static void experts_prepare_of(const Experts& m, int64_t begin, int64_t end, void*) {
-        Ways::template prepare<T, true>(m.activations, begin, end, m.x, m.hidden, m.hidden, m.prepared);
+        Ways::template prepare<T, MX>(m.activations, begin, end, m.x, m.hidden, m.hidden, m.prepared);
     }
     static void experts_between(const Experts& m, int64_t begin, int64_t end, void*) {
-        Ways::template prepare<FP32, true>(m.activations, begin, end, m.values, m.inner, m.inner, m.prepared_values);
+        Ways::template prepare<FP32, MX>(m.activations, begin, end, m.values, m.inner, m.inner, m.prepared_values);
     }
     template <int T>
     static void matvec_with(const Matvec& m, int64_t begin, int64_t end, void* memory) { matvec_of<V, T>(m, begin, end, memory); }

@@ -436,9 +436,9 @@ struct InFloat {
     // Both ways prepare a number as one of float32.
     static size_t bytes(int64_t inputs) { return prepared_bytes<Bytes>(inputs); }
     static size_t memory(int64_t inputs);  // in many.h
-    template <int T, bool nibbles>
+    template <int T, Code C>
     static void prepare(int activations, int64_t begin, int64_t end, const void* x, int64_t stride, int64_t inputs, void* to) {
-        if (nibbles) prepare_rows<V, Nibbles<MX>, T>(activations, begin, end, x, stride, inputs, to);
+        if (C != BYTES) prepare_rows<V, Nibbles<MX>, T>(activations, begin, end, x, stride, inputs, to);
         else prepare_rows<V, Bytes, T>(activations, begin, end, x, stride, inputs, to);
     }
     template <class Done>
