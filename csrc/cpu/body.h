@@ -92,34 +92,89 @@ struct Widened {
     }
 };
 
-template <class V, class Way, int R, int O, class Done>
-inline void matvec_block(const Matvec& m, int64_t output, Done done) {
-    const int64_t padded = row_stride<Way>(m.inputs);
-    const auto* x = static_cast<const typename Way::X*>(m.prepared);
-    const typename Way::W* w[O];
+// Inputs `begin` to `end` of O outputs from `w` on and R rows; `ahead` says for each output how many bytes behind those that are
+// read others are asked for.
+template <class V, class Way, int R, int O>
+struct Sums {
     typename Way::Acc acc[O][R];
-    each<O>([&](auto o) QUINTET_INLINED {
-        w[o] = static_cast<const typename Way::W*>(m.weight) + (output + o) * m.weight_stride;
-        each<R>([&](auto r) QUINTET_INLINED { acc[o][r] = V::zero(); });
-    });
-    const int64_t whole = m.inputs / Way::step * Way::step;
-    int64_t i = 0;
-    for (; i < whole; i += Way::step) {
-        each<O>([&](auto o) QUINTET_INLINED {
-            ask_for(reinterpret_cast<const char*>(w[o] + i) + 8192);
-            const typename Way::Loaded loaded = Way::load(w[o] + i);
-            each<R>([&](auto r) QUINTET_INLINED { acc[o][r] = Way::add(loaded, x + r * padded + i, acc[o][r]); });
-        });
+    QUINTET_INLINED void clear() {
+        each<O>([&](auto o) QUINTET_INLINED { each<R>([&](auto r) QUINTET_INLINED { acc[o][r] = V::zero(); }); });
     }
-    if (i < m.inputs) {
-        each<O>([&](auto o) QUINTET_INLINED {
-            const typename Way::Loaded loaded = Way::load_tail(w[o] + i, m.inputs - i);
-            each<R>([&](auto r) QUINTET_INLINED { acc[o][r] = Way::add(loaded, x + r * padded + i, acc[o][r]); });
-        });
+    QUINTET_INLINED void add(const Matvec& m, const typename Way::W* weight, int64_t begin, int64_t end, const int64_t* ahead) {
+        const int64_t padded = row_stride<Way>(m.inputs), whole = end / Way::step * Way::step;
+        const auto* x = static_cast<const typename Way::X*>(m.prepared);
+        const typename Way::W* w[O];
+        int64_t further[O];
+        each<O>([&](auto o) QUINTET_INLINED { w[o] = weight + o * m.weight_stride, further[o] = ahead[o]; });
+        int64_t i = begin;
+        for (; i < whole; i += Way::step) {
+            each<O>([&](auto o) QUINTET_INLINED {
+                ask_for(reinterpret_cast<const char*>(w[o] + i) + further[o]);
+                const typename Way::Loaded loaded = Way::load(w[o] + i);
+                each<R>([&](auto r) QUINTET_INLINED { acc[o][r] = Way::add(loaded, x + r * padded + i, acc[o][r]); });
+            });
+        }
+        if (i < end) {
+            each<O>([&](auto o) QUINTET_INLINED {
+                const typename Way::Loaded loaded = Way::load_tail(w[o] + i, end - i);
+                each<R>([&](auto r) QUINTET_INLINED { acc[o][r] = Way::add(loaded, x + r * padded + i, acc[o][r]); });
+            });
+        }
     }
-    each<O>([&](auto o) QUINTET_INLINED {
-        each<R>([&](auto r) QUINTET_INLINED { done(r, output + o, V::sum(acc[o][r])); });
-    });
+    template <class Done>
+    QUINTET_INLINED void finish(int64_t output, Done done) {
+        each<O>([&](auto o) QUINTET_INLINED { each<R>([&](auto r) QUINTET_INLINED { done(r, output + o, V::sum(acc[o][r])); }); });
+    }
+};
+
+constexpr int64_t AHEAD = 8192;       // bytes of a weight that are on their way
+constexpr int64_t NEAR_ROWS = 36864;  // bytes of prepared rows that stay in the first cache beside them
+
+// Outputs `begin` to `end`, all inputs of one after all of another: the order in which they lie.
+template <class V, class Way, int R, int O, class Done>
+inline void matvec_in_order(const Matvec& m, int64_t& begin, int64_t end, Done done) {
+    int64_t ahead[O];
+    each<O>([&](auto o) QUINTET_INLINED { ahead[o] = AHEAD; });
+    for (; begin + O <= end; begin += O) {
+        Sums<V, Way, R, O> sums;
+        sums.clear();
+        sums.add(m, static_cast<const typename Way::W*>(m.weight) + begin * m.weight_stride, 0, m.inputs, ahead);
+        sums.finish(begin, done);
+    }
+}
+
+// Rows that do not fit into the first cache: some inputs of some outputs at a time, with sums kept as they are in between.
+template <class V, class Way, int R, int O, class Done>
+inline void matvec_in_parts(const Matvec& m, int64_t& begin, int64_t end, Done done) {
+    constexpr int64_t SOME = 16;
+    const int64_t size = int64_t(sizeof(typename Way::W)), row = row_stride<Way>(m.inputs) * int64_t(sizeof(typename Way::X));
+    const int64_t parts = (R * row + NEAR_ROWS - 1) / NEAR_ROWS;
+    const int64_t inputs = round_up((m.inputs + parts - 1) / parts, Way::step), further = AHEAD / (inputs * size) + 1;
+    const auto* weight = static_cast<const typename Way::W*>(m.weight);
+    Sums<V, Way, R, O> sums[SOME / O];
+    while (begin + O <= end) {
+        const int64_t here = (end - begin < SOME ? end - begin : SOME) / O * O;
+        for (int64_t first = 0; first < m.inputs; first += inputs) {
+            const int64_t last = first + inputs < m.inputs ? first + inputs : m.inputs;
+            for (int64_t at = 0; at < here; at += O) {
+                // what is asked for: the same inputs of later outputs, then the next inputs of the first ones
+                int64_t ahead[O];
+                each<O>([&](auto o) QUINTET_INLINED {
+                    const int64_t to = at + o + further;
+                    ahead[o] = to < here ? further * m.weight_stride : last < m.inputs ? (further - here) * m.weight_stride + inputs
+                                                                                       : further * m.weight_stride - first;
+                    ahead[o] *= size;
+                });
+                Sums<V, Way, R, O> own;
+                if (first) own = sums[at / O];
+                else own.clear();
+                own.add(m, weight + (begin + at) * m.weight_stride, first, last, ahead);
+                if (last < m.inputs) sums[at / O] = own;
+                else own.finish(begin + at, done);
+            }
+        }
+        begin += here;
+    }
 }
 
 template <class V, class Way, int T, int R>
@@ -130,9 +185,14 @@ void matvec_rows(const Matvec& m, int64_t begin, int64_t end) {
     };
     // One stream in rising order is read fastest; from six rows on arithmetic counts too.
     constexpr int O = R > 5 && R * 2 <= V::sums ? 2 : 1;
-    int64_t output = begin;
-    for (; output + O <= end; output += O) matvec_block<V, Way, R, O>(m, output, done);
-    for (; output < end; ++output) matvec_block<V, Way, R, 1>(m, output, done);
+    if constexpr (R > 3) {
+        if (R * row_stride<Way>(m.inputs) * int64_t(sizeof(typename Way::X)) > NEAR_ROWS) {
+            matvec_in_parts<V, Way, R, O>(m, begin, end, done);
+            return matvec_in_parts<V, Way, R, 1>(m, begin, end, done);
+        }
+    }
+    matvec_in_order<V, Way, R, O>(m, begin, end, done);
+    matvec_in_order<V, Way, R, 1>(m, begin, end, done);
 }
 
 template <class V, class Way>
