@@ -21,6 +21,7 @@ import common
 # (in, out) by operation and type.
 SIZES: dict[str, dict[str, tuple[tuple[int, int], ...]]] = {
     "matvec": {"bf16": ((768, 768), (2048, 2048), (2048, 8192)), "fp16": ((2048, 2048),), "fp32": ((2048, 2048),)},
+    "matmul": {"bf16": ((2048, 2048), (2048, 8192), (4096, 2880))},
     "int8_linear": {"bf16": ((2048, 2048), (2048, 8192))},
     "int4_linear": {"bf16": ((2048, 2048), (2048, 8192))},
     "mxfp4_matvec": {"bf16": ((2880, 2880),)},
@@ -106,7 +107,7 @@ def linear_case(op: str, dtype: str, size: tuple[int, int], activations: str) ->
 
     from quintet.fused import cpu_linear as fused
     from quintet.kernels.integers import native_int4_linear, native_int8_linear
-    from quintet.kernels.linear import native_matvec
+    from quintet.kernels.linear import native_matmul, native_matvec
     from quintet.kernels.mxfp4 import native_mxfp4_matvec
     from quintet.kernels.packing import quantize_int4, quantize_int8
     from quintet.quant.packed_experts import packed_linear
@@ -116,9 +117,10 @@ def linear_case(op: str, dtype: str, size: tuple[int, int], activations: str) ->
     kind = getattr(torch, common.DTYPES[dtype])
     plain = torch.randn(outputs, inputs).to(kind)
     native: Callable[..., Any] = {
-        "matvec": native_matvec, "int8_linear": native_int8_linear, "int4_linear": native_int4_linear,
-        "mxfp4_matvec": native_mxfp4_matvec,
+        "matvec": native_matvec, "matmul": native_matmul, "int8_linear": native_int8_linear,
+        "int4_linear": native_int4_linear, "mxfp4_matvec": native_mxfp4_matvec,
     }[op]  # fmt: skip
+    unpacked = op in ("matvec", "matmul")
     options = told(native, activations)
     if options is None:
         return None
@@ -126,15 +128,15 @@ def linear_case(op: str, dtype: str, size: tuple[int, int], activations: str) ->
         shape = (outputs, inputs // 32)
         parts: Any = (torch.randint(0, 256, (*shape, 16), dtype=torch.uint8), torch.full(shape, 120, dtype=torch.uint8))
     else:
-        parts = (plain,) if op == "matvec" else {"int8": quantize_int8, "int4": quantize_int4}[op[:4]](plain)
+        parts = (plain,) if unpacked else {"int8": quantize_int8, "int4": quantize_int4}[op[:4]](plain)
     held = [part for part in parts if part is not None]
     size_bytes = sum(part.nbytes for part in held)
     weights = rotating(lambda: tuple(None if part is None else part.clone() for part in parts), size_bytes)
-    plains = weights if op == "matvec" else rotating(lambda: (plain.clone(),), plain.nbytes)
+    plains = weights if unpacked else rotating(lambda: (plain.clone(),), plain.nbytes)
 
     def other(x: Any) -> Way:
         """Without native kernels."""
-        if op == "matvec":
+        if unpacked:
             return lambda i: plain_product(x, plains[i % len(plains)][0])
         if op == "mxfp4_matvec":
             return lambda i: packed_linear(x, *weights[i % len(weights)])

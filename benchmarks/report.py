@@ -124,6 +124,8 @@ def within(record: Record, model: str | None, field: str, style: str, unit: floa
 
 # Ways that benchmarks/kernels.py compares.
 WAYS = ("torch", "fused without native", "native")
+# What is the same of two kernels that differ in their activations.
+SAME = ("op", "size", "dtype", "rows", "threads")
 # Up to so many rows bytes of weights count, and beyond them operations.
 FEW_ROWS = 8
 # Drawn by benchmarks/plots.py: file in docs/, and what it shows.
@@ -387,10 +389,39 @@ def llama_in_words(records: list[Record]) -> str:
     )
 
 
+def activations_table(records: list[Record]) -> str:
+    """Return the speed of products whose activations are left as they are, and rounded to 8 bits, side by side."""
+    kept = [r for r in records if r["rows"] > FEW_ROWS]
+    rounded = {tuple(r[key] for key in SAME): r for r in kept if r["activations"] == "int8"}
+    pairs = [
+        (r, rounded[key])
+        for r in kept
+        if (key := tuple(r[name] for name in SAME)) in rounded and r not in rounded.values()
+    ]
+    if not pairs:
+        return "Not measured yet."
+    lines = [
+        "| operation | size | rows | bf16, GFLOPS | int8, GFLOPS | times |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for plain, whole in pairs:
+        speeds = [one["gflop_s"]["native"] for one in (plain, whole)]
+        cells = [
+            plain["op"],
+            plain["size"],
+            str(plain["rows"]),
+            *map(number, speeds),
+            f"**{speeds[1] / speeds[0]:.2f}**",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n\n" + source([one for pair in pairs for one in pair])
+
+
 # Sentences of a page that are made of results as tables are: the benchmark, and what says it.
 WORDS: dict[str, tuple[str, Callable[[list[Record]], str]]] = {
     "beside_llama_words": ("beside_llama", llama_in_words),
     "beside_llama_goals": ("beside_llama", goals_table),
+    "activations": ("kernels", activations_table),
 }
 
 

@@ -428,7 +428,7 @@ def has_native() -> bool:
 def test_kernels(work_dir: str) -> None:
     sizes = ("--shape", "tiny", "--seconds", "0", "--rows", "1", "9", "--threads", "1", "--work-dir", work_dir)
     records = run("kernels.py", *sizes)
-    linear = ["matvec", "int8_linear", "int4_linear", "mxfp4_matvec", "head_topk"]
+    linear = ["matvec", "matmul", "int8_linear", "int4_linear", "mxfp4_matvec", "head_topk"]
     beside_torch = ["mxfp4_experts", "attention", "attention_window", "attention_decode", "rms_norm", "layer_norm"]
     operations = [*linear, *beside_torch, "blocks"]
     assert list(dict.fromkeys(r["op"] for r in records)) == operations
@@ -447,6 +447,15 @@ def test_kernels_with_activations_of_8_bits(work_dir: str) -> None:
     records = run("kernels.py", *sizes, "--ops", "int8_linear,int4_linear", "--activations", "int8")
     assert [r["op"] for r in records] == ["int8_linear", "int4_linear"]
     assert "bfloat16, x in int8" in load("report").table("kernels", records)
+
+
+@pytest.mark.skipif(not has_native(), reason="no native kernels")
+def test_speeds_of_both_activations_stand_side_by_side() -> None:
+    sizes = ("--shape", "tiny", "--seconds", "0", "--rows", "2", "9", "--threads", "1", "--ops", "int8_linear,matmul")
+    records = [one for kind in ("bf16", "int8") for one in run("kernels.py", *sizes, "--activations", kind)]
+    rows = [line for line in load("report").activations_table(records).splitlines() if line.startswith("| int8_linear")]
+    speeds = [r["gflop_s"]["native"] for r in records if r["op"] == "int8_linear" and r["rows"] == 9]
+    assert len(rows) == 1 and rows[0].endswith(f"**{speeds[1] / speeds[0]:.2f}** |")
 
 
 def test_dispatch(work_dir: str) -> None:
