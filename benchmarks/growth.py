@@ -106,29 +106,29 @@ def slice_of_gpt_oss(name: str, work_dir: Path) -> Any:
     return GptOssForCausalLM.from_pretrained(folder, config=config)
 
 
-def filled(model: Any, rows: int, length: int) -> Any:
+def filled(model: Any, rows: int, length: int, kind: str = "DynamicCache") -> Any:
     """Return a cache that holds so many tokens of each row."""
     import torch
 
-    from quintet.cache import DynamicCache
+    from quintet import cache as caches
 
     config = model.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     some = torch.randn(1, heads, min(length, 512), size).to(model.dtype)
     repeats = -(-length // some.shape[2])
-    cache = DynamicCache(config=config)
+    cache = getattr(caches, kind)(config=config)
     for layer in range(config.num_hidden_layers):
         keys = some.repeat(rows, 1, repeats, 1)[:, :, :length]
         cache.update(keys, keys.roll(1, 2), layer)
     return cache
 
 
-def decoder(model: Any, rows: int, length: int) -> Callable[[], float]:
+def decoder(model: Any, rows: int, length: int, kind: str = "DynamicCache") -> Callable[[], float]:
     """Return a function that decodes one token of every row behind such a context and returns its seconds."""
     import torch
 
-    cache, tokens = filled(model, rows, length), torch.full((rows, 1), 9)
+    cache, tokens = filled(model, rows, length, kind), torch.full((rows, 1), 9)
 
     def step() -> float:
         began = time.perf_counter()
@@ -172,15 +172,22 @@ def scaled(stat: dict[str, Any], change: Callable[[float], float]) -> dict[str, 
 
 def context(model: Any, facts: dict[str, Any], args: Any) -> None:
     """Milliseconds of a token against the tokens before it."""
+    label = facts["model"] + ("" if args.cache == "DynamicCache" else f", {args.cache}")
+    # whole numbers of 8 bits, and a scale of 16 for each 32 of them
+    share = 17 / 32 if args.cache == "Int8Cache" else 1
     ms: dict[int, dict[str, Any]] = {count: {} for count in args.threads_list}
     limits: dict[str, float] = {}
     for length in args.lengths:
-        found = in_turns(decoder(model, 1, length), args.threads_list, args.steps, args.rounds)
+        found = in_turns(decoder(model, 1, length, args.cache), args.threads_list, args.steps, args.rounds)
         for count, stat in found.items():
             ms[count][str(length)] = scaled(stat, lambda seconds: seconds * 1e3)
-        limits[str(length)] = round(common.bytes_per_step(model, 1, length) / facts["read_gb_s"] / 1e6, 3)
+        weights = common.bytes_per_step(model)
+        size = weights + share * (common.bytes_per_step(model, 1, length) - weights)
+        limits[str(length)] = round(size / facts["read_gb_s"] / 1e6, 3)
     for count in args.threads_list:
-        common.emit("growth_context", {**facts, "threads": count, "ms": ms[count], "limit_ms": limits}, count)
+        common.emit(
+            "growth_context", {**facts, "model": label, "threads": count, "ms": ms[count], "limit_ms": limits}, count
+        )
 
 
 def batch(model: Any, facts: dict[str, Any], args: Any) -> None:
@@ -215,6 +222,7 @@ def main() -> None:
     parser.add_argument("--models", default="gpt-oss,windows,seed-oss", help=f"of {', '.join(MODELS)}")
     parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--packing", choices=("none", "int8", "int4"), default="none", help="of the linear layers")
+    parser.add_argument("--cache", choices=("DynamicCache", "Int8Cache"), default="DynamicCache", help="of the context")
     parser.add_argument("--lengths", default="512,1024,2048,4096,8192,16384,32768", help="tokens of the context")
     parser.add_argument("--batches", default="1,2,4,8,16,32,64")
     parser.add_argument("--past", type=int, default=512, help="tokens before each row of a batch")

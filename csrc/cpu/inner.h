@@ -101,6 +101,29 @@ inline float together(Sixteen value) {
     return (four[0][0] + four[0][2]) + (four[0][1] + four[0][3]);
 }
 
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define QUINTET_SHUFFLES
+#endif
+#endif
+
+// The sums that `together` gives, of four at once: halves are added up side by side.
+inline void together4(const Sixteen* v, float* to) {
+#if defined(QUINTET_SHUFFLES)
+    Sixteen eight[2];
+    for (int i = 0; i < 2; ++i)
+        eight[i] = __builtin_shufflevector(v[2 * i], v[2 * i + 1], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+                   __builtin_shufflevector(v[2 * i], v[2 * i + 1], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    const Sixteen four = __builtin_shufflevector(eight[0], eight[1], 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+                         __builtin_shufflevector(eight[0], eight[1], 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+    const Sixteen two = four + __builtin_shufflevector(four, four, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+    const Sixteen one = two + __builtin_shufflevector(two, two, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+    for (int i = 0; i < 4; ++i) to[i] = one[4 * i];
+#else
+    for (int i = 0; i < 4; ++i) to[i] = together(v[i]);
+#endif
+}
+
 // What is left of a row behind the last sixteen, with zeros.
 inline Sixteen rest_of(const float* x, int64_t count) {
     float padded[LANES] = {};
@@ -279,52 +302,149 @@ inline void widen_head(const char* from, float* to, int64_t head) {
     }
 }
 
-// The heads of one group over the keys from `begin` to `end`, whole sixteens of a head at a time; S of them, 0 for any
-// number, in the case of which keys and values are widened first.
+// A head's numbers as they are stored, widened; S sixteens of them.
+template <int T, int S>
+inline void load_head(const char* from, int64_t head, Sixteen* to) {
+    constexpr int64_t size = T == EIGHT_BITS ? 1 : bytes_of(T);
+    for (int s = 0; s < S; ++s) {
+        to[s] = load<T>(from + s * LANES * size);
+        if constexpr (T == EIGHT_BITS) to[s] *= scale_of(from, head, s * LANES / EIGHT_GROUP);
+    }
+}
+
+// The heads of one group over its keys, whole sixteens of a head at a time; S of them, 0 for any number, in the case of which
+// keys and values are widened first.
+template <int T, int S>
+struct Unit {
+    static constexpr int64_t size = T == EIGHT_BITS ? 1 : bytes_of(T);  // of what is stored
+    static constexpr int64_t NEAR = 64;                                 // values that stay in the first cache for all heads
+    static constexpr int SIXTEENS = S > 0 ? S : 1;
+    const Block& m;
+    int64_t each, head, count;
+    const float* queries;      // (each, head)
+    const char *keys, *values; // of the first key that is seen
+    float scale;
+    float *scores, *sums, *wide, *factors;  // (each, count), (each, head), (head,), (each,): what scores become shares by
+
+    const char* key(int64_t j) const { return keys + j * m.key_strides[2] * size; }
+    const char* value(int64_t j) const { return values + j * m.value_strides[2] * size; }
+    Sixteen product(int64_t h, const Sixteen* numbers) const {
+        Sixteen sum = load<FP32>(queries + h * head) * numbers[0];
+        for (int s = 1; s < S; ++s) sum += load<FP32>(queries + h * head + s * LANES) * numbers[s];
+        return sum;
+    }
+    // Scores of key j, four heads at a time.
+    void meet(int64_t j) {
+        Sixteen numbers[SIXTEENS];
+        load_head<T, S>(key(j), head, numbers);
+        int64_t h = 0;
+        for (; h + 4 <= each; h += 4) {
+            Sixteen products[4];
+            for (int i = 0; i < 4; ++i) products[i] = product(h + i, numbers);
+            float four[4];
+            together4(products, four);
+            for (int i = 0; i < 4; ++i) scores[(h + i) * count + j] = four[i] * scale;
+        }
+        for (; h < each; ++h) scores[h * count + j] = together(product(h, numbers)) * scale;
+    }
+    // Scores of four keys.
+    void meet_four(int64_t j) {
+        for (int64_t h = 0; h < each; ++h) {
+            Sixteen products[4];
+            for (int i = 0; i < 4; ++i) {
+                Sixteen numbers[SIXTEENS];
+                load_head<T, S>(key(j + i), head, numbers);
+                products[i] = product(h, numbers);
+            }
+            float* four = scores + h * count + j;
+            together4(products, four);
+            for (int i = 0; i < 4; ++i) four[i] *= scale;
+        }
+    }
+    void meet_all() {
+        int64_t j = 0;
+        if constexpr (S > 0) {
+            if (each < 4)
+                for (; j + 4 <= count; j += 4) meet_four(j);
+            for (; j < count; ++j) meet(j);
+        } else {
+            for (; j < count; ++j) {
+                widen_head<T>(key(j), wide, head);
+                for (int64_t h = 0; h < each; ++h) scores[h * count + j] = product_of(queries + h * head, wide, head) * scale;
+            }
+        }
+    }
+    // Adds what values `begin` to `end` give to H heads.
+    template <int H>
+    void add_values(int64_t first, int64_t begin, int64_t end) {
+        Sixteen own[H][SIXTEENS];
+        for (int h = 0; h < H; ++h)
+            for (int s = 0; s < S; ++s) own[h][s] = load<FP32>(sums + (first + h) * head + s * LANES);
+        for (int64_t j = begin; j < end; ++j) {
+            const float* share = scores + first * count + j;
+            float shares[H];
+            bool any = false;
+            for (int h = 0; h < H; ++h) shares[h] = share[h * count] * factors[first + h], any |= shares[h] != 0;
+            if (!any) continue;  // what is hidden may hold anything
+            Sixteen numbers[SIXTEENS];
+            load_head<T, S>(value(j), head, numbers);
+            for (int h = 0; h < H; ++h)
+                for (int s = 0; s < S; ++s) own[h][s] += numbers[s] * shares[h];
+        }
+        for (int h = 0; h < H; ++h) std::memcpy(sums + (first + h) * head, own[h], sizeof own[h]);
+    }
+    void add_all_values() {
+        constexpr int H = S > 4 ? 2 : 4;  // sums of so many heads stay in registers
+        std::memset(sums, 0, size_t(each * head) * sizeof(float));
+        for (int64_t begin = 0; begin < count; begin += NEAR) {
+            const int64_t end = begin + NEAR < count ? begin + NEAR : count;
+            if constexpr (S > 0) {
+                int64_t h = 0;
+                for (; h + H <= each; h += H) add_values<H>(h, begin, end);
+                for (; h < each; ++h) add_values<1>(h, begin, end);
+            } else {
+                for (int64_t j = begin; j < end; ++j) {
+                    widen_head<T>(value(j), wide, head);
+                    for (int64_t h = 0; h < each; ++h) {
+                        const float share = scores[h * count + j] * factors[h];
+                        if (share == 0) continue;
+                        for (int64_t i = 0; i < head; ++i) sums[h * head + i] += share * wide[i];
+                    }
+                }
+            }
+        }
+    }
+};
+
 template <int T, int S>
 void attend_unit(const Attend& a, int64_t unit) {
-    constexpr int64_t size = T == EIGHT_BITS ? 1 : bytes_of(T);  // of what is stored
+    constexpr int64_t size = Unit<T, S>::size;
     const int64_t out_size = bytes_of(a.type);
     const Block& m = *a.block;
     const int64_t row = unit / m.groups, group = unit % m.groups, text = row / a.tokens, token = row % a.tokens;
     const int64_t each = m.heads / m.groups, head = S ? S * LANES : m.head;
     const int64_t end = m.place + token + 1, begin = m.window && end > m.window ? end - m.window : 0, count = end - begin;
-    const float blind = -HUGE_VALF, scale = float(m.scale);
-    float* scores = room.get(size_t(each * count + 2 * head));
+    const float blind = -HUGE_VALF;
+    float* scores = room.get(size_t(each * (count + head + 1) + head));
     if (!scores) return;
-    float *sum = scores + each * count, *wide = sum + head;
-    const float* queries = a.queries + (row * m.heads + group * each) * head;
-    const char* keys = static_cast<const char*>(m.keys) + (text * m.key_strides[0] + group * m.key_strides[1]) * size;
-    const char* values = static_cast<const char*>(m.values) + (text * m.value_strides[0] + group * m.value_strides[1]) * size;
-    const uint8_t* padding = m.padding ? m.padding + text * m.padding_stride : nullptr;
-    auto meet = [&](int64_t j) {
-        const char* key = keys + (begin + j) * m.key_strides[2] * size;
-        if constexpr (S > 0) {
-            Sixteen numbers[S > 0 ? S : 1];
-            for (int s = 0; s < S; ++s) numbers[s] = load<T>(key + s * LANES * size);
-            if constexpr (T == EIGHT_BITS)
-                for (int s = 0; s < S; ++s) numbers[s] *= scale_of(key, head, s * LANES / EIGHT_GROUP);
-            for (int64_t h = 0; h < each; ++h) {
-                Sixteen product = load<FP32>(queries + h * head) * numbers[0];
-                for (int s = 1; s < S; ++s) product += load<FP32>(queries + h * head + s * LANES) * numbers[s];
-                scores[h * count + j] = together(product) * scale;
-            }
-        } else {
-            widen_head<T>(key, wide, head);
-            for (int64_t h = 0; h < each; ++h) scores[h * count + j] = product_of(queries + h * head, wide, head) * scale;
-        }
-    };
-    int64_t seen = 0;
-    for (int64_t j = 0; j < count; ++j) {
-        const int64_t slot = m.slot + begin + j;
-        if (padding && (slot < 0 || slot >= m.padding_length || !padding[slot])) {
-            for (int64_t h = 0; h < each; ++h) scores[h * count + j] = blind;
-        } else {
-            meet(j);
-            ++seen;
-        }
+    const char* keys = static_cast<const char*>(m.keys) + (text * m.key_strides[0] + group * m.key_strides[1] + begin * m.key_strides[2]) * size;
+    const char* values = static_cast<const char*>(m.values) + (text * m.value_strides[0] + group * m.value_strides[1] + begin * m.value_strides[2]) * size;
+    Unit<T, S> u{m, each, head, count, a.queries + (row * m.heads + group * each) * head, keys, values,
+                 float(m.scale), scores, scores + each * count, scores + each * (count + head), scores + each * (count + head) + head};
+    u.meet_all();
+    if (m.padding) {
+        const uint8_t* padding = m.padding + text * m.padding_stride;
+        auto hidden = [&](int64_t j) {
+            const int64_t slot = m.slot + begin + j;
+            return slot < 0 || slot >= m.padding_length || !padding[slot];
+        };
+        bool seen = false;
+        for (int64_t j = 0; j < count && !seen; ++j) seen = !hidden(j);
+        // a token that sees nothing sees itself
+        for (int64_t j = 0; j < count - !seen; ++j)
+            if (hidden(j))
+                for (int64_t h = 0; h < each; ++h) scores[h * count + j] = blind;
     }
-    if (!seen) meet(count - 1);  // a token that sees nothing sees itself
     for (int64_t h = 0; h < each; ++h) {
         float* own = scores + h * count;
         const float sink = m.sinks ? number(m.sinks_type, m.sinks, group * each + h) : blind;
@@ -332,32 +452,11 @@ void attend_unit(const Attend& a, int64_t unit) {
         for (int64_t j = 0; j < count; ++j) most = own[j] > most ? own[j] : most;
         // what is hidden comes to e^-87, and is made to nothing
         for (int64_t j = 0; j < count; ++j) own[j] = own[j] == blind ? 0.0f : exponential(own[j] - most);
-        const float total = sum_of(own, count) + (m.sinks ? exponential(sink - most) : 0.0f);
-        const float factor = 1.0f / total;
-        char* out = static_cast<char*>(a.out) + (row * m.heads + group * each + h) * head * out_size;
-        if constexpr (S > 0) {
-            Sixteen sums[S > 0 ? S : 1] = {};
-            for (int64_t j = 0; j < count; ++j) {
-                const float share = own[j] * factor;
-                if (share == 0) continue;  // what is hidden may hold anything
-                const char* value = values + (begin + j) * m.value_strides[2] * size;
-                for (int s = 0; s < S; ++s) {
-                    const float factor = T == EIGHT_BITS ? share * scale_of(value, head, s * LANES / EIGHT_GROUP) : share;
-                    sums[s] += load<T>(value + s * LANES * size) * factor;
-                }
-            }
-            std::memcpy(sum, sums, sizeof sums);
-        } else {
-            std::memset(sum, 0, size_t(head) * sizeof(float));
-            for (int64_t j = 0; j < count; ++j) {
-                const float share = own[j] * factor;
-                if (share == 0) continue;
-                widen_head<T>(values + (begin + j) * m.value_strides[2] * size, wide, head);
-                for (int64_t i = 0; i < head; ++i) sum[i] += share * wide[i];
-            }
-        }
-        narrow_all(T == EIGHT_BITS ? a.type : T, sum, out, head);
+        u.factors[h] = 1.0f / (sum_of(own, count) + (m.sinks ? exponential(sink - most) : 0.0f));
     }
+    u.add_all_values();
+    char* out = static_cast<char*>(a.out) + (row * m.heads + group * each) * head * out_size;
+    narrow_all(T == EIGHT_BITS ? a.type : T, u.sums, out, each * head);
 }
 
 template <int T>

@@ -471,7 +471,15 @@ def test_dispatch(work_dir: str) -> None:
 def test_growth_and_its_pictures(work_dir: str, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     sizes = ("--lengths", "16,512", "--batches", "1,16", "--steps", "2", "--past", "8", "--prompt", "9")
-    records = run("growth.py", "--models", "tiny", *sizes, "--rounds", "1", "--threads", "2", "--work-dir", work_dir)
+    options = ("--models", "tiny", *sizes, "--rounds", "1", "--threads", "2", "--work-dir", work_dir)
+    eight = run("growth.py", *options, "--parts", "context", "--cache", "Int8Cache")
+    assert {r["model"] for r in eight} == {"tiny, Int8Cache"}
+    records = run("growth.py", *options)
+    assert (
+        0
+        < eight[0]["limit_ms"]["512"] * eight[0]["read_gb_s"]
+        < records[0]["limit_ms"]["512"] * records[0]["read_gb_s"]
+    )
     kinds = ["growth_context", "growth_batch", "growth_threads"]
     assert [r["benchmark"] for r in records] == [kinds[0], kinds[0], kinds[1], kinds[1], kinds[2]]
     assert [r["threads"] for r in records[:4]] == [1, 2, 1, 2]

@@ -41,7 +41,7 @@ def test_the_table_for_people(capsys):
 
 def test_the_line_about_kernels(capsys, monkeypatch):
     states = {
-        "native avx2 (QUINTET_ISA; threads of libgomp.so.1): matvec, int8_linear": loader.Status(
+        "native avx2 (QUINTET_ISA; threads of libgomp.so.1): matvec, matmul, int8_linear": loader.Status(
             True, "avx2", "libgomp.so.1", "QUINTET_ISA"
         ),
         "plain PyTorch (QUINTET_NATIVE=0)": loader.Status(False, None, None, "QUINTET_NATIVE=0"),
