@@ -11,7 +11,7 @@
 
 namespace quintet {
 
-// The structures below are mirrored field by field in fused/blocks.py.
+// The structures below are mirrored field by field in fused/structs.py.
 
 struct Linear {
     int32_t kind;        // 0 to 2: numbers of that Type; 3: float32 stored (inputs, outputs); 8 or 4: whole numbers of so many bits
