@@ -177,11 +177,11 @@ def context(model: Any, facts: dict[str, Any], args: Any) -> None:
     share = 17 / 32 if args.cache == "Int8Cache" else 1
     ms: dict[int, dict[str, Any]] = {count: {} for count in args.threads_list}
     limits: dict[str, float] = {}
+    weights = common.bytes_per_step(model)
     for length in args.lengths:
         found = in_turns(decoder(model, 1, length, args.cache), args.threads_list, args.steps, args.rounds)
         for count, stat in found.items():
             ms[count][str(length)] = scaled(stat, lambda seconds: seconds * 1e3)
-        weights = common.bytes_per_step(model)
         size = weights + share * (common.bytes_per_step(model, 1, length) - weights)
         limits[str(length)] = round(size / facts["read_gb_s"] / 1e6, 3)
     for count in args.threads_list:

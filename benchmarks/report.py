@@ -347,14 +347,18 @@ def source(records: list[Record]) -> str:
     return "  \n".join(lines)
 
 
+def grid(columns: list[Column], records: list[Record]) -> str:
+    """Return the lines of a table."""
+    rows = [[title for title, _ in columns], ["---"] * len(columns)]
+    rows += [[cell(record) for _, cell in columns] for record in records]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
 def table(name: str, records: list[Record]) -> str:
     """Return one table with its source, or a sentence that says that it is missing."""
     if not records:
         return "Not measured yet."
-    columns = TABLES[name]
-    rows = [[title for title, _ in columns], ["---"] * len(columns)]
-    rows += [[cell(record) for _, cell in columns] for record in records]
-    text = "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n\n" + source(records)
+    text = grid(TABLES[name], records) + "\n\n" + source(records)
     picture, shows = PICTURES.get(name, ("", ""))
     return f"{text}\n\n![{shows}]({picture})" if picture and (DOCS / picture).exists() else text
 
@@ -391,30 +395,27 @@ def llama_in_words(records: list[Record]) -> str:
 
 def activations_table(records: list[Record]) -> str:
     """Return the speed of products whose activations are left as they are, and rounded to 8 bits, side by side."""
-    kept = [r for r in records if r["rows"] > FEW_ROWS]
-    rounded = {tuple(r[key] for key in SAME): r for r in kept if r["activations"] == "int8"}
-    pairs = [
-        (r, rounded[key])
-        for r in kept
-        if (key := tuple(r[name] for name in SAME)) in rounded and r not in rounded.values()
-    ]
+    found: dict[tuple[Any, ...], Record] = {}
+    for record in records:
+        if record["rows"] > FEW_ROWS:
+            found.setdefault(tuple(record[key] for key in SAME), {})[record["activations"]] = record
+    pairs = [pair for pair in found.values() if len(pair) == 2]
     if not pairs:
         return "Not measured yet."
-    lines = [
-        "| operation | size | rows | bf16, GFLOPS | int8, GFLOPS | times |",
-        "| --- | --- | --- | --- | --- | --- |",
+
+    def speed_of(pair: Record, kind: str) -> float:
+        speed: float = pair[kind]["gflop_s"]["native"]
+        return speed
+
+    columns: list[Column] = [
+        ("operation", lambda pair: pair["bf16"]["op"]),
+        ("size", lambda pair: pair["bf16"]["size"]),
+        ("rows", lambda pair: str(pair["bf16"]["rows"])),
+        ("bf16, GFLOPS", lambda pair: number(speed_of(pair, "bf16"))),
+        ("int8, GFLOPS", lambda pair: number(speed_of(pair, "int8"))),
+        ("times", lambda pair: f"**{speed_of(pair, 'int8') / speed_of(pair, 'bf16'):.2f}**"),
     ]
-    for plain, whole in pairs:
-        speeds = [one["gflop_s"]["native"] for one in (plain, whole)]
-        cells = [
-            plain["op"],
-            plain["size"],
-            str(plain["rows"]),
-            *map(number, speeds),
-            f"**{speeds[1] / speeds[0]:.2f}**",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n\n" + source([one for pair in pairs for one in pair])
+    return grid(columns, pairs) + "\n\n" + source([record for pair in pairs for record in pair.values()])
 
 
 # Sentences of a page that are made of results as tables are: the benchmark, and what says it.

@@ -20,6 +20,7 @@ enum Activations : int { AS_THEY_ARE = 0, ROUNDED = 1 };
 typedef float Loose32 __attribute__((aligned(1)));
 typedef uint16_t Loose16 __attribute__((aligned(1)));
 
+constexpr int64_t MATMUL_OUTPUTS = 48;  // that `matmul` computes together
 constexpr int64_t FEW_ROWS = 8;       // up to here weights are unpacked for each call of a range
 constexpr int64_t GROUP = 32;        // numbers that share a scale in MXFP4
 constexpr int64_t GROUP_BYTES = 16;  // two numbers in a byte, the first in its low half

@@ -231,7 +231,7 @@ int quintet_matmul(int type, int64_t rows, int64_t inputs, int64_t outputs, cons
     if (type != BF16 || inputs % 2 || !level->matmul)
         return quintet_matvec(type, rows, inputs, outputs, weight, weight_stride, x, x_stride, bias, out, threads);
     const Matvec all{type, rows, inputs, outputs, weight, weight_stride, x, x_stride, bias, out, nullptr};
-    const Plan planned = equal_pieces(outputs, inputs * bytes_of(type), threads, 48);
+    const Plan planned = equal_pieces(outputs, inputs * bytes_of(type), threads, MATMUL_OUTPUTS);
     const size_t each = aligned(level->matmul_memory(rows < PANEL ? rows : PANEL));
     if (!arena.reset(each * size_t(planned.threads))) return NO_MEMORY;
     for (int64_t first = 0; first < rows; first += PANEL) {

@@ -16,7 +16,7 @@ namespace {
 
 constexpr int TURNED_LANES = 16;                     // outputs of a vector
 constexpr int TURNED_MOST = 3;                       // vectors side by side
-constexpr int64_t TURNED_OUTPUTS = TURNED_LANES * TURNED_MOST;
+static_assert(TURNED_LANES * TURNED_MOST == MATMUL_OUTPUTS, "threads take whole panels");
 constexpr int64_t TURNED_INPUTS = 2048;              // of a run, at most: 192 KB
 constexpr int TURNED_ROWS = 8;                       // of a tile; with 24 sums three registers are left for weights
 
@@ -27,12 +27,12 @@ struct Turned {
     bool begins, ends;     // whether it has the first inputs, and the last ones
 };
 
-// Where results go: the sums of the runs before, (rows, TURNED_OUTPUTS), and the output.
+// Where results go: the sums of the runs before, (rows, MATMUL_OUTPUTS), and the output.
 struct Target {
     float* sums;
     uint16_t* out;
     int64_t stride;                // numbers of `out` from a row to the next
-    const float* bias;             // of TURNED_OUTPUTS
+    const float* bias;             // of MATMUL_OUTPUTS
     __mmask16 lanes[TURNED_MOST];  // which outputs there are
 };
 
@@ -41,7 +41,7 @@ __attribute__((noinline)) void turned_tile(const Turned& w, const uint16_t* x, i
     __m512 acc[R][P];
     for (int r = 0; r < R; ++r)
         for (int p = 0; p < P; ++p)
-            acc[r][p] = w.begins ? _mm512_setzero_ps() : _mm512_loadu_ps(to.sums + r * TURNED_OUTPUTS + p * TURNED_LANES);
+            acc[r][p] = w.begins ? _mm512_setzero_ps() : _mm512_loadu_ps(to.sums + r * MATMUL_OUTPUTS + p * TURNED_LANES);
     const __m512i* words = w.words;
     x += w.first;
     for (int64_t k = 0; k < w.pairs; ++k, words += P, x += 2) {
@@ -60,7 +60,7 @@ __attribute__((noinline)) void turned_tile(const Turned& w, const uint16_t* x, i
     for (int r = 0; r < R; ++r) {
         for (int p = 0; p < P; ++p) {
             if (!w.ends) {
-                _mm512_storeu_ps(to.sums + r * TURNED_OUTPUTS + p * TURNED_LANES, acc[r][p]);
+                _mm512_storeu_ps(to.sums + r * MATMUL_OUTPUTS + p * TURNED_LANES, acc[r][p]);
                 continue;
             }
             const __m512 sum = _mm512_add_ps(acc[r][p], _mm512_loadu_ps(to.bias + p * TURNED_LANES));
@@ -107,7 +107,7 @@ inline void turn(const Matvec& m, int64_t output, int64_t count, int vectors, in
 
 // Bytes of memory that a thread needs for so many rows.
 inline size_t turned_bytes(int64_t rows) {
-    return size_t(TURNED_INPUTS * TURNED_OUTPUTS) * sizeof(uint16_t) + size_t(rows * TURNED_OUTPUTS) * sizeof(float);
+    return size_t(TURNED_INPUTS * MATMUL_OUTPUTS) * sizeof(uint16_t) + size_t(rows * MATMUL_OUTPUTS) * sizeof(float);
 }
 
 // Outputs `begin` to `end`; the number of inputs is even.
@@ -116,10 +116,10 @@ inline void turned_range(const Matvec& m, int64_t begin, int64_t end, void* memo
     auto* sums = reinterpret_cast<float*>(static_cast<char*>(memory) + turned_bytes(0));
     const int64_t runs = (m.inputs + TURNED_INPUTS - 1) / TURNED_INPUTS;
     const int64_t inputs = round_up((m.inputs + runs - 1) / runs, 2 * TURNED_LANES);  // of a run: the same for every batch
-    for (; begin < end; begin += TURNED_OUTPUTS) {
-        const int64_t count = end - begin < TURNED_OUTPUTS ? end - begin : TURNED_OUTPUTS;
+    for (; begin < end; begin += MATMUL_OUTPUTS) {
+        const int64_t count = end - begin < MATMUL_OUTPUTS ? end - begin : MATMUL_OUTPUTS;
         const int vectors = int((count + TURNED_LANES - 1) / TURNED_LANES);
-        float bias[TURNED_OUTPUTS] = {};
+        float bias[MATMUL_OUTPUTS] = {};
         for (int64_t i = 0; m.bias && i < count; ++i) bias[i] = bf16_to_float(static_cast<const Loose16*>(m.bias)[begin + i]);
         Target to{sums, nullptr, m.outputs, bias, {}};
         for (int p = 0; p < vectors; ++p) {
@@ -132,7 +132,7 @@ inline void turned_range(const Matvec& m, int64_t begin, int64_t end, void* memo
             const Turned w{words, first, pairs, first == 0, first + 2 * pairs == m.inputs};
             for (int64_t row = 0; row < m.rows; row += TURNED_ROWS) {
                 const auto* x = static_cast<const uint16_t*>(m.x) + row * m.x_stride;
-                to.sums = sums + row * TURNED_OUTPUTS;
+                to.sums = sums + row * MATMUL_OUTPUTS;
                 to.out = static_cast<uint16_t*>(m.out) + row * m.outputs + begin;
                 if (vectors == 3) turned_rows<3>(m.rows - row, w, x, m.x_stride, to);
                 else if (vectors == 2) turned_rows<2>(m.rows - row, w, x, m.x_stride, to);

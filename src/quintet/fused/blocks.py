@@ -40,6 +40,8 @@ from quintet.swap import SwapReport, swap
 
 __all__ = ["FusedBlocks", "Plan", "fuse_blocks", "is_list_of", "padding_mask"]
 
+# Cosines and sines of tokens, each (B or 1, T, R).
+Angles = tuple[torch.Tensor, torch.Tensor]
 _CODES = {"relu": 0, "silu": 1, "swish": 1, "gelu": 2, "gelu_new": 3, "gelu_fast": 3, "gelu_pytorch_tanh": 3}
 # Tokens of a prompt that are read at a time: what lies between the blocks takes memory.
 PROMPT_ROWS = 1024
@@ -170,8 +172,9 @@ class Plan:
         if native is None or None in masks or self._too_many(call.texts * call.tokens):
             return False
         angles = None if rope is None else (rope[0].contiguous(), rope[1].contiguous())
-        if not self._begins(call, angles):
+        if not self._knows(call.width, call.tokens, angles):
             return False
+        _tell(call, angles)
         stores = self._stores.get(cache)
         if stores is None:  # of its own for each cache, as other threads may be in the middle of a step of theirs
             stores = self._stores[cache] = Stores(self._structs, self.dtype)
@@ -181,19 +184,14 @@ class Plan:
         check(native.quintet_blocks(stores.blocks, len(stores.blocks), ctypes.byref(call)))
         return True
 
-    def _begins(self, call: StepCall, angles: tuple[torch.Tensor, torch.Tensor] | None) -> bool:
-        """Say where the angles are; False where they or the width are not what the blocks take."""
-        if call.width != self._structs[0].q.inputs:
+    def _knows(self, width: int, tokens: int, angles: Angles | None) -> bool:
+        """Whether the blocks take states of that width, and these angles for so many tokens."""
+        if width != self._structs[0].q.inputs:
             return False  # the modules say so
         if angles is None:
             return True
-        cosines, sines = angles
-        call.rope_texts, tokens, call.rope_size = cosines.shape
-        if tokens != call.tokens or call.rope_size > self._structs[0].head or cosines.dtype not in TYPES:
-            return False
-        call.rope_type = TYPES[cosines.dtype]
-        call.cosines, call.sines = cosines.data_ptr(), sines.data_ptr()
-        return True
+        cosines = angles[0]
+        return cosines.shape[1] == tokens and cosines.shape[2] <= self._structs[0].head and cosines.dtype in TYPES
 
     def read(self, x: torch.Tensor, step: Step) -> torch.Tensor | None:
         """Read many tokens, or return None where the cache, the masks or the weights are of another kind.
@@ -214,7 +212,7 @@ class Plan:
         self._reader.choose_activations(texts * tokens)
         stores = PromptStores(self._structs, self.dtype)
         angles = None if step.rope is None else (step.rope[0].contiguous(), step.rope[1].contiguous())
-        if not stores.take(layers, texts) or not self._begins(StepCall(tokens=tokens, width=width), angles):
+        if not stores.take(layers, texts) or not self._knows(width, tokens, angles):
             return None
         out = torch.empty(x.shape, dtype=x.dtype)
         at_once = max(1, PROMPT_ROWS // texts)
@@ -223,7 +221,7 @@ class Plan:
             made = out if part.shape == out.shape else torch.empty_like(part)
             call = StepCall(TYPES[self.dtype], 0, texts, part.shape[1], width, part.data_ptr(), made.data_ptr())
             turns = None if angles is None else (_cut(angles[0], begin, at_once), _cut(angles[1], begin, at_once))
-            self._begins(call, turns)
+            _tell(call, turns)
             call.threads = torch.get_num_threads()
             stores.open(layers, texts, part.shape[1], masks)  # type: ignore[arg-type]
             check(native.quintet_blocks(stores.blocks, len(stores.blocks), ctypes.byref(call)))
@@ -231,6 +229,16 @@ class Plan:
             if made is not out:
                 out[:, begin : begin + at_once] = made
         return out
+
+
+def _tell(call: StepCall, angles: Angles | None) -> None:
+    """Say where the angles are; the caller holds them."""
+    if angles is None:
+        return
+    cosines, sines = angles
+    call.rope_texts, _, call.rope_size = cosines.shape
+    call.rope_type = TYPES[cosines.dtype]
+    call.cosines, call.sines = cosines.data_ptr(), sines.data_ptr()
 
 
 def _cut(angles: torch.Tensor, begin: int, count: int) -> torch.Tensor:

@@ -6,6 +6,8 @@ float32 (of bfloat16, by the CPU's dot instructions where it has them), and the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch.nn import functional as F
 
@@ -24,6 +26,7 @@ __all__ = [
     "whole_bias",
 ]
 
+Native = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor | None]
 # Types that the native kernels know, by the number that they know them by.
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
@@ -125,6 +128,21 @@ def _check(name: str, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor 
     check_bias(name, bias, weight.shape[0])
 
 
+def _computed(
+    name: str, native: Native, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """What an operation gives: natively where the kernel takes it."""
+    _check(name, x, weight, bias)
+    out = native(x, weight, bias)
+    return linear_reference(x, weight, bias) if out is None else out
+
+
+def _empty(name: str, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """What a compiler has to know of it."""
+    _check(name, x, weight, bias)
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
 @torch.library.custom_op("quintet::matvec", mutates_args=())
 def matvec(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """Return `x @ weight.T + bias`, natively for few rows on a CPU.
@@ -140,26 +158,20 @@ def matvec(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     Raises:
         InputError: shapes that do not belong together.
     """
-    _check("matvec", x, weight, bias)
-    out = native_matvec(x, weight, bias)
-    return linear_reference(x, weight, bias) if out is None else out
+    return _computed("matvec", native_matvec, x, weight, bias)
 
 
 @matvec.register_fake
 def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    _check("matvec", x, weight, bias)
-    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+    return _empty("matvec", x, weight, bias)
 
 
 @torch.library.custom_op("quintet::matmul", mutates_args=())
 def matmul(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """Return `x @ weight.T + bias`, natively for many rows of bfloat16 on a CPU; for the rest see `matvec`."""
-    _check("matmul", x, weight, bias)
-    out = native_matmul(x, weight, bias)
-    return linear_reference(x, weight, bias) if out is None else out
+    return _computed("matmul", native_matmul, x, weight, bias)
 
 
 @matmul.register_fake
 def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    _check("matmul", x, weight, bias)
-    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+    return _empty("matmul", x, weight, bias)
