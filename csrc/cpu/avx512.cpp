@@ -1,8 +1,8 @@
 // Level "avx512": AVX-512 (F, BW, VL, DQ) with BF16 and VNNI. Products of bfloat16 by its dot instructions, those with
-// packed weights in whole numbers, the rest in float32.
+// packed weights in whole numbers, the rest in float32. Level "amx": the same, and many rows of bfloat16 in tiles.
 #include <immintrin.h>
 
-#include "digits.h"
+#include "chosen.h"
 
 namespace quintet {
 namespace {
@@ -231,6 +231,7 @@ struct Avx512::NibblesDot {
 
 }  // namespace
 
-const Level avx512_level = Chosen<Avx512>::level("avx512");
+const Level avx512_level = Chosen<Avx512, false>::level("avx512");
+const Level amx_level = Chosen<Avx512, true>::level("amx");
 
 }  // namespace quintet

@@ -12,9 +12,8 @@
 
 #include <immintrin.h>
 
-#include "entries.h"
 #include "few_rows.h"
-#include "matmul.h"
+#include "many.h"
 #include "transpose.h"
 
 namespace quintet {
@@ -449,6 +448,7 @@ void digits_range(const Digital& m, const Rows& rows, int64_t begin, int64_t end
 // Products with packed weights in whole numbers, x with D digits.
 template <class V, int D>
 struct InDigits {
+    static constexpr bool strips = false;
     static size_t bytes(int64_t inputs) { return digits_bytes(inputs, D); }
     static size_t memory(int64_t inputs) { return Unpacked::size((inputs + BLOCK - 1) / BLOCK); }
     template <int T, Code C>
@@ -479,6 +479,7 @@ struct InDigits {
 // and faster than two digits. Weights of 8 bits have but one scale for an output here, those of 4 bits the usual groups.
 template <class V>
 struct InBfloat16 {
+    static constexpr bool strips = false;
     using Bytes = typename V::BytesDot;
     template <Code C>
     using Nibbles = typename V::template NibblesDot<C>;
@@ -519,55 +520,6 @@ struct InBfloat16 {
         } else {
             nibbles<EIGHT>(m, begin, end, memory);
         }
-    }
-};
-
-// One digit for activations of 8 bits; of the others bfloat16 has products of its own, float32 keeps all of its bits, and
-// two digits are for the rest.
-template <class V>
-struct Chosen {
-    using All = Entries<V>;
-    using One = Entries<V, InDigits<V, 1>>;
-    using Two = Entries<V, InDigits<V, 2>>;
-    using Own = Entries<V, InBfloat16<V>>;
-    // whatever the format
-    static size_t packed_bytes(int type, int activations, int64_t inputs) {
-        if (activations == ROUNDED) return InDigits<V, 1>::bytes(inputs);
-        if (type == FP32) return InFloat<V>::bytes(inputs);
-        const size_t two = InDigits<V, 2>::bytes(inputs), own = InBfloat16<V>::bytes(inputs);
-        return two > own ? two : own;
-    }
-    static size_t packed_memory(int type, int activations, int64_t inputs) {
-        if (activations == ROUNDED) return InDigits<V, 1>::memory(inputs);
-        if (type == FP32) return InFloat<V>::memory(inputs);
-        const size_t two = InDigits<V, 2>::memory(inputs), own = InBfloat16<V>::memory(inputs);
-        return two > own ? two : own;
-    }
-    static bool own(const Integers& m) { return m.type == BF16 && InBfloat16<V>::takes(m); }
-    static bool own(const Packed& m) { return m.type == BF16; }
-    static bool own(const Experts& m) { return m.type == BF16; }
-#define QUINTET_CHOOSE(name, Args)                                \
-    template <class... More>                                      \
-    static void name(const Args& m, More... more) {               \
-        if (m.activations == ROUNDED) One::name(m, more...);      \
-        else if (m.type == FP32) All::name(m, more...);           \
-        else if (own(m)) Own::name(m, more...);                   \
-        else Two::name(m, more...);                               \
-    }
-    QUINTET_CHOOSE(packed_prepare, Packed)
-    QUINTET_CHOOSE(packed, Packed)
-    QUINTET_CHOOSE(integers_prepare, Integers)
-    QUINTET_CHOOSE(integers, Integers)
-    QUINTET_CHOOSE(experts_prepare, Experts)
-    QUINTET_CHOOSE(experts_inner, Experts)
-    QUINTET_CHOOSE(experts_between, Experts)
-    QUINTET_CHOOSE(experts_outer, Experts)
-#undef QUINTET_CHOOSE
-    static constexpr Level level(const char* name) {
-        return {name,
-                All::matvec_bytes, All::matvec_prepare, All::matvec_memory, All::matvec, turned_bytes, turned_range,
-                packed_bytes, packed_memory, packed_prepare, packed, integers_prepare, integers,
-                experts_prepare, experts_inner, experts_between, experts_outer};
     }
 };
 

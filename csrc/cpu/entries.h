@@ -46,10 +46,12 @@ struct Entries {
     }
     template <int T>
     static void experts_prepare_of(const Experts& m, int64_t begin, int64_t end, void*) {
-        Ways::template prepare<T, MX>(m.activations, begin, end, m.x, m.hidden, m.hidden, m.prepared);
+        if constexpr (Ways::strips) Ways::gather_x(m, begin, end);
+        else Ways::template prepare<T, MX>(m.activations, begin, end, m.x, m.hidden, m.hidden, m.prepared);
     }
     static void experts_between(const Experts& m, int64_t begin, int64_t end, void*) {
-        Ways::template prepare<FP32, MX>(m.activations, begin, end, m.values, m.inner, m.inner, m.prepared_values);
+        if constexpr (Ways::strips) Ways::gather_values(m, begin, end);
+        else Ways::template prepare<FP32, MX>(m.activations, begin, end, m.values, m.inner, m.inner, m.prepared_values);
     }
     template <int T>
     static void matvec_with(const Matvec& m, int64_t begin, int64_t end, void* memory) { matvec_of<V, T>(m, begin, end, memory); }
@@ -82,7 +84,7 @@ struct Entries {
 
     static constexpr Level level(const char* name) {
         return {name,
-                matvec_bytes, matvec_prepare, matvec_memory, matvec, nullptr, nullptr,
+                matvec_bytes, matvec_prepare, matvec_memory, matvec, nullptr, false,
                 packed_bytes, packed_memory, packed_prepare, packed, integers_prepare, integers,
                 experts_prepare, experts_inner, experts_between, experts_outer};
     }

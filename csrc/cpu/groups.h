@@ -31,8 +31,8 @@ struct Ahead {
     }
 };
 
-// Formats: MXFP4's numbers, code - 8, code - zero, all of 4 bits; and bytes with a sign.
-enum Code { MX, EIGHT, ZERO, BYTES };
+// Formats: MXFP4's numbers, code - 8, code - zero, all of 4 bits; bytes with a sign; and bfloat16 itself.
+enum Code { MX, EIGHT, ZERO, BYTES, PLAIN };
 
 // Values of MXFP4's codes: a sign, two bits of exponent, one of mantissa.
 constexpr float CODES[16] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6, -0.0f, -0.5f, -1, -1.5f, -2, -3, -4, -6};
@@ -430,6 +430,7 @@ void integers_way(const Integers& m, int64_t begin, int64_t end, void* memory) {
 // Products with packed weights in float32.
 template <class V>
 struct InFloat {
+    static constexpr bool strips = false;  // whether rows are prepared 16 at a time
     using Bytes = BytesWidened<V>;
     template <Code C>
     using Nibbles = NibblesWidened<V, C>;
@@ -470,6 +471,14 @@ inline void swiglu(const float* sums, int64_t count, float alpha, float limit, f
     }
 }
 
+// The prepared rows of an expert; with strips `from` has those of all experts.
+template <class Ways>
+inline Rows rows_of_expert(const Experts& m, int64_t asked, const void* from, int64_t inputs, const int64_t* which) {
+    const int64_t bytes = int64_t(Ways::bytes(inputs)), count = m.starts[asked + 1] - m.starts[asked];
+    if (!Ways::strips) return {from, bytes, which, count};
+    return {static_cast<const char*>(from) + m.strips[asked] * STRIP * bytes, bytes, nullptr, count};
+}
+
 // Choices are sorted by expert; a product is one of an expert's weights and all rows that chose it.
 template <class V, class Ways, int T>
 void experts_inner_of(const Experts& m, int64_t begin, int64_t end, void* memory) {
@@ -479,7 +488,7 @@ void experts_inner_of(const Experts& m, int64_t begin, int64_t end, void* memory
         const int64_t last = end - begin < m.inner - first ? first + (end - begin) : m.inner;
         const int64_t start = m.starts[asked], weights = m.asked[asked] * 2 * m.inner;
         const MxSource from{m.gate_up_blocks + weights * groups * GROUP_BYTES, m.gate_up_scales + weights * groups, groups};
-        const Rows rows{m.prepared, int64_t(Ways::bytes(m.hidden)), m.rows_of + start, m.starts[asked + 1] - start};
+        const Rows rows = rows_of_expert<Ways>(m, asked, m.prepared, m.hidden, m.rows_of + start);
         Ways::product(from, rows, 2 * first, 2 * last, memory, [&](int64_t row, int64_t output, int64_t count, float* sums) {
             ask_for(static_cast<const char*>(m.gate_up_bias) + (weights + output + 2 * count) * int64_t(sizeof(typename Element<T>::type)));
             for (int64_t i = 0; i < count; ++i) sums[i] += widen<V, T>(m.gate_up_bias, weights + output + i);
@@ -502,7 +511,7 @@ void experts_outer_of(const Experts& m, int64_t begin, int64_t end, void* memory
         for (int64_t asked = 0; asked < m.count; ++asked) {
             const int64_t start = m.starts[asked], weights = m.asked[asked] * m.hidden;
             const MxSource from{m.down_blocks + weights * groups * GROUP_BYTES, m.down_scales + weights * groups, groups};
-            const Rows rows{static_cast<const char*>(m.prepared_values) + start * bytes, bytes, nullptr, m.starts[asked + 1] - start};
+            const Rows rows = rows_of_expert<Ways>(m, asked, static_cast<const char*>(m.prepared_values) + (Ways::strips ? 0 : start * bytes), m.inner, nullptr);
             Ways::product(from, rows, begin, stop, rest, [&](int64_t row, int64_t output, int64_t count, float* sums) {
                 ask_for(static_cast<const char*>(m.down_bias) + (weights + output + 2 * count) * int64_t(sizeof(typename Element<T>::type)));
                 float* to = total + m.rows_of[start + row] * OUTER + (output - begin);

@@ -13,15 +13,17 @@ enum Type : int { FP32 = 0, BF16 = 1, FP16 = 2 };
 // Bytes of a number. Static, so that no level takes what another compiled with its instructions.
 static constexpr int64_t bytes_of(int type) { return type == FP32 ? 4 : 2; }
 
-// What packed weights are multiplied with: x as it is, or rounded to 8 bits in blocks of 32 inputs.
-enum Activations : int { AS_THEY_ARE = 0, ROUNDED = 1 };
+// What packed weights are multiplied with: x as it is, or rounded to 8 bits in blocks of 32 inputs; or as it is, with sums in the
+// order of tiles, where the level has them and x is of bfloat16 (otherwise that is the first).
+enum Activations : int { AS_THEY_ARE = 0, ROUNDED = 1, IN_TILES = 2 };
 
 // Numbers that may start at any byte, as in a mapped file.
 typedef float Loose32 __attribute__((aligned(1)));
 typedef uint16_t Loose16 __attribute__((aligned(1)));
 
-constexpr int64_t MATMUL_OUTPUTS = 48;  // that `matmul` computes together
 constexpr int64_t FEW_ROWS = 8;       // up to here weights are unpacked for each call of a range
+constexpr int64_t STRIP = 16;         // rows that are prepared together where there are tiles: memory is for a multiple of it
+static constexpr int64_t whole_strips(int64_t rows) { return (rows + STRIP - 1) / STRIP * STRIP; }
 constexpr int64_t GROUP = 32;        // numbers that share a scale in MXFP4
 constexpr int64_t GROUP_BYTES = 16;  // two numbers in a byte, the first in its low half
 
@@ -81,6 +83,7 @@ struct Experts {
     int64_t count;                        // experts that are asked
     const int64_t* asked;                 // (count,), rising
     const int64_t* starts;                // (count + 1,): where the choices of an expert begin
+    const int64_t* strips;                // (count + 1,): with tiles, where its strips of x begin
     const int64_t* rows_of;               // (chosen,): row of a choice
     const float* weights;                 // (chosen,)
     const void* x;                        // (rows, D)
@@ -91,6 +94,17 @@ struct Experts {
     void* prepared_values;
 };
 
+// Products of many rows of bfloat16 with weights of that type.
+struct Matmul {
+    int64_t outputs;  // that are computed together
+    int64_t most;     // of a piece
+    // Bytes of a prepared row, 0 where x is read as it is; and rows `begin` to `end`, a multiple of STRIP the first one.
+    size_t (*bytes)(int64_t inputs);
+    void (*prepare)(const Matvec&, int64_t begin, int64_t end);
+    size_t (*memory)(int64_t rows, int64_t inputs);  // of a thread
+    void (*product)(const Matvec&, int64_t begin, int64_t end, void* memory);
+};
+
 struct Level {
     const char* name;
     // Bytes that one row of `inputs` takes when prepared, at most; a multiple of 64. Rows `begin` to `end` are prepared at a time.
@@ -99,9 +113,10 @@ struct Level {
     // Bytes of memory that a thread needs for more than FEW_ROWS rows.
     size_t (*matvec_memory)(int type, int64_t inputs);
     void (*matvec)(const Matvec&, int64_t begin, int64_t end, void* memory);
-    // Many rows of bfloat16 with weights as they are stored, x as it is; inputs are even. Null where nothing is gained by it.
-    size_t (*matmul_memory)(int64_t rows);
-    void (*matmul)(const Matvec&, int64_t begin, int64_t end, void* memory);
+    // Many rows of bfloat16 with weights as they are stored; inputs are even. Null where nothing is gained by it.
+    const Matmul* matmul;
+    bool tiles;  // whether IN_TILES is a way of its own, and the fastest one of bfloat16
+    Activations few_rows() const { return tiles ? IN_TILES : AS_THEY_ARE; }  // of packed weights
     // Of weights of 8 and 4 bits, whatever the format: bytes of a prepared row at most, and memory of a thread.
     size_t (*packed_bytes)(int type, int activations, int64_t inputs);
     size_t (*packed_memory)(int type, int activations, int64_t inputs);
@@ -109,7 +124,8 @@ struct Level {
     void (*packed)(const Packed&, int64_t begin, int64_t end, void* memory);
     void (*integers_prepare)(const Integers&, int64_t begin, int64_t end);
     void (*integers)(const Integers&, int64_t begin, int64_t end, void* memory);
-    // Ranges of rows; of count * F; of chosen; of D. Memory is what `packed` needs, and OUTER floats for each row.
+    // Ranges of rows, or with tiles of strips; of count * F; of chosen, or of strips; of D. Memory is what `packed` needs, and OUTER floats
+    // for each row.
     void (*experts_prepare)(const Experts&, int64_t begin, int64_t end, void*);
     void (*experts_inner)(const Experts&, int64_t begin, int64_t end, void* memory);
     void (*experts_between)(const Experts&, int64_t begin, int64_t end, void*);
@@ -119,6 +135,7 @@ struct Level {
 extern const Level portable_level;
 extern const Level avx2_level;
 extern const Level avx512_level;
+extern const Level amx_level;
 extern const Level neon_level;
 
 const Level* chosen_level();  // what is in use; null before one is chosen

@@ -16,7 +16,7 @@ namespace {
 
 constexpr int TURNED_LANES = 16;                     // outputs of a vector
 constexpr int TURNED_MOST = 3;                       // vectors side by side
-static_assert(TURNED_LANES * TURNED_MOST == MATMUL_OUTPUTS, "threads take whole panels");
+constexpr int64_t MATMUL_OUTPUTS = TURNED_LANES * TURNED_MOST;
 constexpr int64_t TURNED_INPUTS = 2048;              // of a run, at most: 192 KB
 constexpr int TURNED_ROWS = 8;                       // of a tile; with 24 sums three registers are left for weights
 
@@ -106,14 +106,14 @@ inline void turn(const Matvec& m, int64_t output, int64_t count, int vectors, in
 }
 
 // Bytes of memory that a thread needs for so many rows.
-inline size_t turned_bytes(int64_t rows) {
+inline size_t turned_memory(int64_t rows, int64_t = 0) {
     return size_t(TURNED_INPUTS * MATMUL_OUTPUTS) * sizeof(uint16_t) + size_t(rows * MATMUL_OUTPUTS) * sizeof(float);
 }
 
 // Outputs `begin` to `end`; the number of inputs is even.
 inline void turned_range(const Matvec& m, int64_t begin, int64_t end, void* memory) {
     auto* words = static_cast<__m512i*>(memory);
-    auto* sums = reinterpret_cast<float*>(static_cast<char*>(memory) + turned_bytes(0));
+    auto* sums = reinterpret_cast<float*>(static_cast<char*>(memory) + turned_memory(0));
     const int64_t runs = (m.inputs + TURNED_INPUTS - 1) / TURNED_INPUTS;
     const int64_t inputs = round_up((m.inputs + runs - 1) / runs, 2 * TURNED_LANES);  // of a run: the same for every batch
     for (; begin < end; begin += MATMUL_OUTPUTS) {
@@ -141,6 +141,8 @@ inline void turned_range(const Matvec& m, int64_t begin, int64_t end, void* memo
         }
     }
 }
+
+constexpr Matmul by_turning{MATMUL_OUTPUTS, 96, [](int64_t) -> size_t { return 0; }, nullptr, turned_memory, turned_range};
 
 }  // namespace
 }  // namespace quintet

@@ -62,7 +62,7 @@ struct Product {
         for (int64_t r = 0; r < rows; ++r)
             for (int64_t i = 0; i < inputs; ++i) {
                 auto get = [&](int64_t at) { return x.get(type, r * x_stride + at); };
-                given_as.push_back(activations ? in_8_bits(get, inputs, i) : get(i));
+                given_as.push_back(activations == quintet::ROUNDED ? in_8_bits(get, inputs, i) : get(i));
             }
         for (int64_t o = 0; o < outputs; ++o)
             for (int64_t r = 0; r < rows; ++r) {
@@ -113,7 +113,7 @@ struct Mxfp4 {
 
 void check_mxfp4(Random& random, bool large) {
     Product p(random, 32, large);
-    p.activations = int(random.below(2));
+    p.activations = int(random.below(3));
     Mxfp4 w(random, p.outputs, p.inputs / 32, 120, 130);
     p.check("mxfp4_matvec",
             [&](int64_t rows, const void* x, const void* bias, void* out, int64_t threads) {
@@ -126,7 +126,7 @@ void check_integers(Random& random, bool large) {
     const int bits = random.one_in(2) ? 8 : 4, scale_type = int(random.below(3));
     const bool channel = random.one_in(3), zeros = bits == 4 && random.one_in(2);
     Product p(random, bits == 8 && channel ? 1 : 32, large);
-    p.activations = int(random.below(2));
+    p.activations = int(random.below(3));
     int64_t group = p.inputs;
     if (!channel) {
         group = 32 * random.between(1, p.inputs / 32);
@@ -212,7 +212,7 @@ struct Expert {
         std::vector<double> said, values;
         for (int64_t i = 0; i < hidden; ++i) {
             auto get = [&](int64_t at) { return x.get(type, row * hidden + at); };
-            said.push_back(activations ? in_8_bits(get, hidden, i) : get(i));
+            said.push_back(activations == quintet::ROUNDED ? in_8_bits(get, hidden, i) : get(i));
         }
         for (int64_t f = 0; f < inner; ++f) {
             double both[2];
@@ -233,7 +233,7 @@ struct Expert {
 };
 
 void check_experts(Random& random, bool large) {
-    const int type = int(random.below(3)), activations = int(random.below(2));
+    const int type = int(random.below(3)), activations = int(random.below(3));
     const int64_t rows = random.one_in(2) ? 1 : random.between(1, random.one_in(2) ? 4 : ROWS), experts = random.between(1, 5);
     const int64_t chosen = random.between(0, 3), hidden = 32 * random.between(1, large ? 12 : 3), inner = 32 * random.between(1, large ? 12 : 4);
     Mxfp4 into(random, experts * 2 * inner, hidden / 32, 116, 122), down(random, experts * hidden, inner / 32, 116, 122);
@@ -262,7 +262,7 @@ void check_experts(Random& random, bool large) {
         for (int64_t d = 0; d < hidden; ++d) {
             const double got = out.get(type, row * hidden + d), wanted = exact[size_t(d)].value;
             // values between both are rounded to 8 bits, to bfloat16, or to 16 bits by a power of two
-            const double loss = activations ? 0x1p-6 : type == BF16 ? 0x1p-8 : 1e-4;
+            const double loss = activations == quintet::ROUNDED ? 0x1p-6 : type == BF16 ? 0x1p-8 : 1e-4;
             if (!(std::fabs(got - wanted) <= bound(type, exact[size_t(d)], loss)))
                 return fail("mxfp4_experts", "wrong", type, rows, hidden, inner, got, wanted);
         }
@@ -315,7 +315,7 @@ void check_refusals() {
         wanted("matvec", quintet_matvec(type, 1, 1, 1, nullptr, 1, nullptr, 1, nullptr, nullptr, 1));
         wanted("integers", quintet_integers(8, 0, type, 0, 1, 32, 1, 32, nullptr, nullptr, nullptr, nullptr, 32, nullptr, nullptr, 1));
     }
-    for (int activations : {-1, 2, 1 << 20}) {
+    for (int activations : {-1, 3, 1 << 20}) {
         wanted("mxfp4_matvec", quintet_mxfp4_matvec(0, activations, 1, 1, 1, nullptr, nullptr, nullptr, 32, nullptr, nullptr, 1));
         wanted("integers", quintet_integers(8, 0, 0, activations, 1, 32, 1, 32, nullptr, nullptr, nullptr, nullptr, 32, nullptr, nullptr, 1));
     }

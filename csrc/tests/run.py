@@ -107,6 +107,8 @@ def main() -> int:
     """Build and run; return 0 when every level that the CPU has is right."""
     options = arguments()
     levels = options.levels or build_flags().levels(options.machine)
+    if not options.levels and "avx512" in levels:
+        levels.append("amx")  # in the same object
     failed = 0
     with tempfile.TemporaryDirectory(prefix="quintet-driver-") as folder:
         driver = build(options, Path(folder))

@@ -89,10 +89,10 @@ ENDS: list[Any] = [None, EOS, list(range(8, 40)), [20, 20, 33]]
 
 @pytest.mark.parametrize("eos", ENDS, ids=["none", "one", "many", "twice"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_left_padded_batches(pair: Any, options: dict[str, Any], eos: Any) -> None:
+def test_left_padded_batches(exact_pair: Any, options: dict[str, Any], eos: Any) -> None:
     ids, mask = left_padded()
     kwargs: dict[str, Any] = {"num_beams": 4, "num_return_sequences": 3, "max_new_tokens": 20, "eos_token_id": eos}
-    out = assert_same(pair, ids, attention_mask=mask, **kwargs | options)
+    out = assert_same(exact_pair, ids, attention_mask=mask, **kwargs | options)
     assert out.sequences.shape[0] == 4 * options.get("num_return_sequences", 3)
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,8 @@ from quintet.quant.mxfp4 import unpack
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Largest difference to the exact product, as a share of its largest value: the rounding of the result, and sums.
 BOUNDS = {torch.float32: 2e-6, torch.bfloat16: 4e-3, torch.float16: 6e-4}
+# What x may be multiplied as without being rounded.
+EXACT = ("bf16", "tiles")
 # Numbers of rows: each of the few, and many, the last in no tile's multiple.
 ROWS = (*range(1, FEW_ROWS + 1), 9, 12, 33)
 needs_native = pytest.mark.skipif(library() is None, reason=f"no native kernels: {status().reason}")
@@ -62,11 +65,11 @@ def check_everything() -> None:
         for inputs, outputs in ((1, 1), (7, 3), (31, 9), (70, 130), (257, 66), (1000, 33), (1030, 70), (4100, 100)):
             weight, bias, x = torch.randn(outputs, inputs), torch.randn(outputs), torch.randn(max(ROWS), inputs)
             weight, bias, x = weight.to(dtype), bias.to(dtype), x.to(dtype)
-            for product in (native_matvec, native_matmul):
-                alone = torch.cat([product(row, weight, bias) for row in x.split(1)])
+            for multiply in (native_matvec, native_matmul):
+                alone = torch.cat([multiply(row, weight, bias) for row in x.split(1)])
                 for rows in ROWS:
                     for added in (None, bias):
-                        got = product(x[:rows], weight, added)
+                        got = multiply(x[:rows], weight, added)
                         wide = None if added is None else added.double()
                         near(got, linear_reference(x[:rows].double(), weight.double(), wide))
                     assert torch.equal(got, alone[:rows]), "a row depends on its batch"
@@ -74,11 +77,12 @@ def check_everything() -> None:
             blocks, scales = packed(outputs, groups)
             bias, x = torch.randn(outputs).to(dtype), torch.randn(max(ROWS), groups * 32).to(dtype)
             exact = x.double() @ unpack(blocks, scales, torch.float64).t() + bias.double()
-            alone = torch.cat([native_mxfp4_matvec(row, blocks, scales, bias) for row in x.split(1)])
-            for rows in ROWS:
-                got = native_mxfp4_matvec(x[:rows], blocks, scales, bias)
-                near(got, exact[:rows])
-                assert torch.equal(got, alone[:rows]), "a row depends on its batch"
+            for order in EXACT:
+                alone = torch.cat([native_mxfp4_matvec(row, blocks, scales, bias, order) for row in x.split(1)])
+                for rows in ROWS:
+                    got = native_mxfp4_matvec(x[:rows], blocks, scales, bias, order)
+                    near(got, exact[:rows])
+                    assert torch.equal(got, alone[:rows]), "a row depends on its batch"
         for hidden, inner in ((96, 160), (288, 224)):  # threads share the larger ones
             given = stacks(dtype, hidden=hidden, inner=inner)
             x, weights = torch.randn(45, hidden).to(dtype), torch.rand(45, 2).to(dtype)
@@ -86,13 +90,13 @@ def check_everything() -> None:
             indices[:3], indices[20:] = torch.tensor([[4, 0], [1, 1], [2, 3]]), torch.tensor([1, 3])
             wide = [part if part.dtype == torch.uint8 else part.double() for part in given]
             exact = mxfp4_experts_reference(x.double(), indices, weights.double(), wide, 1.5, 2.0)
-            for rows in (3, 45):
-                got = native_mxfp4_experts(x[:rows], indices[:rows], weights[:rows], given, 1.5, 2.0)
+            for rows, order in product((3, 45), EXACT):
+                got = native_mxfp4_experts(x[:rows], indices[:rows], weights[:rows], given, 1.5, 2.0, order)
                 # values between both products are rounded to bfloat16 where products are made of it
                 assert float((got.double() - exact[:rows]).abs().max()) <= 4 * BOUNDS[dtype] * float(exact.abs().max())
                 for row in range(rows):
                     part = slice(row, row + 1)
-                    one = native_mxfp4_experts(x[part], indices[part], weights[part], given, 1.5, 2.0)
+                    one = native_mxfp4_experts(x[part], indices[part], weights[part], given, 1.5, 2.0, order)
                     assert torch.equal(one, got[part]), "a row depends on its batch"
 
 
@@ -117,8 +121,12 @@ def test_any_number_of_threads_gives_the_same_bits(dtype: torch.dtype) -> None:
     for threads in (1, 2, 3, 1000):
         torch.set_num_threads(threads)
         try:
-            found.append([product(x[:rows], weight) for rows in (2, 35) for product in (native_matvec, native_matmul)])
-            found[-1] += [native_mxfp4_matvec(given[:rows], blocks, scales) for rows in (2, 35)]
+            found.append(
+                [multiply(x[:rows], weight) for rows in (2, 35) for multiply in (native_matvec, native_matmul)]
+            )
+            found[-1] += [
+                native_mxfp4_matvec(given[:rows], blocks, scales, None, order) for rows in (2, 35) for order in EXACT
+            ]
         finally:
             torch.set_num_threads(before)
     for others in found[1:]:
@@ -165,7 +173,7 @@ def test_plain_pytorch_can_be_asked_for() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("QUINTET_ISA", "sse9", "QUINTET_ISA='sse9' is not one of avx512, avx2, neon, portable"),
+        ("QUINTET_ISA", "sse9", "QUINTET_ISA='sse9' is not one of amx, avx512, avx2, neon, portable"),
         ("QUINTET_NATIVE", "yes", "QUINTET_NATIVE='yes' must be 0"),
     ],
 )

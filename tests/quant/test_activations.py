@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -47,19 +48,22 @@ def near(got: torch.Tensor | None, wanted: torch.Tensor, share: float = 2e-3) ->
 
 
 def test_when_they_are_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    for fast in (False, True):
+    for fast, tiles in product((False, True), repeat=2):
         monkeypatch.setattr(integers, "has_byte_products", lambda fast=fast: fast)
+        monkeypatch.setattr(integers, "has_tile_products", lambda tiles=tiles: tiles)
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            exact = "tiles" if tiles and dtype == torch.bfloat16 else "bf16"
             for choice in CHOICES:
-                assert activations_for(choice, FEW_ROWS, dtype) == "bf16"
-                assert activations_for("bf16", MANY, dtype) == "bf16"
+                assert activations_for(choice, FEW_ROWS, dtype) == exact
+                assert activations_for("bf16", MANY, dtype) == exact
                 assert activations_for("int8", MANY, dtype) == "int8"
-            auto = "int8" if fast and dtype != torch.float32 else "bf16"
+            auto = "int8" if fast and exact == "bf16" and dtype != torch.float32 else exact
             assert activations_for("auto", MANY, dtype) == auto
 
 
 def test_levels_that_gain_by_it() -> None:
-    assert loader.has_byte_products() == (status().level == "avx512")
+    assert loader.has_byte_products() == (status().level in ("amx", "avx512"))
+    assert loader.has_tile_products() == (status().level == "amx")
 
 
 @needs_native
@@ -106,6 +110,7 @@ def test_layers_round_many_rows_and_leave_few(bits: int, dtype: torch.dtype, mon
         assert layers[choice].activations == choice
     x = torch.randn(MANY, 64, dtype=dtype)
     monkeypatch.setattr(integers, "has_byte_products", lambda: True)
+    monkeypatch.setattr(integers, "has_tile_products", lambda: False)
     with torch.no_grad():
         few = {choice: layer(x[:FEW_ROWS]) for choice, layer in layers.items()}
         many = {choice: layer(x) for choice, layer in layers.items()}

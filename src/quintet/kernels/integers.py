@@ -11,7 +11,7 @@ import torch
 
 from quintet.errors import InputError
 from quintet.kernels.linear import TYPES, check_bias, whole_bias
-from quintet.kernels.loader import FEW_ROWS, check, has_byte_products, library
+from quintet.kernels.loader import FEW_ROWS, check, has_byte_products, has_tile_products, library
 from quintet.kernels.packing import WORD, dequantize_int4, dequantize_int8
 
 __all__ = [
@@ -29,8 +29,9 @@ __all__ = [
     "takes_groups",
 ]
 
-# What x is multiplied as: in its own type, or rounded to 8 bits.
-ACTIVATIONS = ("bf16", "int8")
+# What x is multiplied as, by the number that native kernels know it by: in its own type, rounded to 8 bits, or in its
+# own type with sums in the order of tiles, where the CPU has them (AMX) and x is of bfloat16. Where not, as the first.
+ACTIVATIONS = ("bf16", "int8", "tiles")
 # Groups of the native kernels are one or more of these.
 BLOCK = 32
 
@@ -156,11 +157,11 @@ def activations_for(choice: str, rows: int, dtype: torch.dtype) -> str:
         rows: Of x.
         dtype: Of x.
     """
-    if choice == "bf16" or rows <= FEW_ROWS:
-        return "bf16"
-    if choice == "auto" and (dtype not in (torch.bfloat16, torch.float16) or not has_byte_products()):
-        return "bf16"
-    return "int8"
+    tiles = dtype == torch.bfloat16 and has_tile_products()
+    byte_products = dtype in (torch.bfloat16, torch.float16) and has_byte_products() and not tiles
+    if rows > FEW_ROWS and (choice == "int8" or (choice == "auto" and byte_products)):
+        return "int8"
+    return "tiles" if tiles else "bf16"
 
 
 def round_activations(x: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """The shared object with the native kernels: where it is, what it may use, and why it is not used.
 
-QUINTET_NATIVE=0 forces plain PyTorch. QUINTET_ISA=avx512|avx2|neon|portable chooses the instructions; otherwise the
+QUINTET_NATIVE=0 forces plain PyTorch. QUINTET_ISA=amx|avx512|avx2|neon|portable chooses the instructions; otherwise the
 best that the CPU has are taken. Both are read once, when the first kernel is wanted.
 """
 
@@ -22,13 +22,14 @@ __all__ = [
     "check",
     "has_byte_products",
     "has_pair_products",
+    "has_tile_products",
     "library",
     "packed_rows",
     "status",
 ]
 
 # Sets of instructions, the best first.
-LEVELS = ("avx512", "avx2", "neon", "portable")
+LEVELS = ("amx", "avx512", "avx2", "neon", "portable")
 # Operations that the shared object has.
 NATIVE_OPS = (
     *("matvec", "matmul", "int8_linear", "int4_linear", "mxfp4_matvec", "mxfp4_experts", "attention"),
@@ -36,18 +37,20 @@ NATIVE_OPS = (
     "blocks",
 )
 # What the functions of the shared object must say they are; another one is of another version of quintet.
-VERSION = 13
+VERSION = 14
 PATH = Path(__file__).parent / "_cpu.so"
 # Up to so many rows weights are read once and unpacked on the way.
 FEW_ROWS = 8
 # Up to so many rows products with packed weights are faster than unpacking them with torch, by level; measured
 # but for neon.
-PACKED_ROWS = {"avx512": 2**40, "avx2": 128, "neon": 16, "portable": 16}
+PACKED_ROWS = {"amx": 2**40, "avx512": 2**40, "avx2": 128, "neon": 16, "portable": 16}
 
 # Levels whose products of bytes are faster than those of bfloat16.
-BYTE_PRODUCTS = ("avx512",)
+BYTE_PRODUCTS = ("amx", "avx512")
 # Levels that have products of many rows of bfloat16.
-PAIR_PRODUCTS = ("avx512",)
+PAIR_PRODUCTS = ("amx", "avx512")
+# Levels that have products of bfloat16 in tiles.
+TILE_PRODUCTS = ("amx",)
 
 _int, _size, _pointer, _float = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
 _SIGNATURES = {
@@ -170,6 +173,15 @@ def has_pair_products() -> bool:
         ConfigError: as `library`.
     """
     return status().level in PAIR_PRODUCTS
+
+
+def has_tile_products() -> bool:
+    """Return whether products of bfloat16 are fastest in tiles, whatever the weights are packed as.
+
+    Raises:
+        ConfigError: as `library`.
+    """
+    return status().level in TILE_PRODUCTS
 
 
 def check(code: int) -> None:

@@ -48,7 +48,7 @@ def native_mxfp4_matvec(
         blocks: (out, G, 16) uint8.
         scales: (out, G) uint8.
         bias: (out,) or None.
-        activations: "bf16" or "int8".
+        activations: One of `integers.ACTIVATIONS`.
 
     Returns:
         (n, out), or None.

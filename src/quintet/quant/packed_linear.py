@@ -216,7 +216,7 @@ class PackedLinear(nn.Linear):
         if must_be_plain():
             return None
         weight, scale, *rest = (getattr(self, name, None) for name in self.parts if name != "weight_shape")
-        rounds = activations_for(self.activations, x.numel() // self.in_features, x.dtype) != "bf16"
+        rounds = activations_for(self.activations, x.numel() // self.in_features, x.dtype) == "int8"
         if rounds or not isinstance(weight, torch.Tensor):
             return None
         found = native_head_topk(x, weight, k, scale, rest[0] if rest else None, self.bias, log_sum=False)

@@ -1,0 +1,602 @@
+// Products of bfloat16 in tiles (AMX): 16 outputs by 16 rows, 32 inputs at a time.
+//
+// The left matrix is the weight: a line of its tiles is 32 inputs of one output, as they lie in memory or are unpacked. The
+// right one is x, which is turned once: strips of 16 rows, whose tiles hold pairs of inputs of all rows. So what comes out has a line
+// for each output, and is turned again.
+//
+// Weights are never rounded: what their codes mean is exact in bfloat16, MXFP4 with its scales too, and other scales follow the sum
+// of their group, in float32. Sums go by rising inputs, whatever the number of rows and threads: a row has the same bits in every
+// batch. As all dot instructions of bfloat16 do, these take numbers below 2^-126 for zero.
+#pragma once
+
+#include <immintrin.h>
+
+#include "digits.h"
+
+#define QUINTET_TILED __attribute__((target("amx-tile,amx-bf16")))
+
+namespace quintet {
+namespace {
+
+constexpr int64_t STEP = 32;                // inputs of a tile
+constexpr int64_t TILE = STRIP * STEP * 2;  // its bytes
+constexpr int64_t PAIR = 2 * STRIP;         // outputs, or rows, that are multiplied together
+constexpr int64_t RUN = 8;                  // steps of which weights are unpacked at a time: 16 KB of 32 outputs, which stay in the first cache
+constexpr int64_t MOST_TILED = 1024;        // rows of a product
+
+inline int64_t steps_of_tiles(int64_t inputs) { return (inputs + STEP - 1) / STEP; }
+inline int64_t strip_bytes(int64_t inputs) { return steps_of_tiles(inputs) * TILE; }
+
+// ---- instructions ------------------------------------------------------------------------------------------------
+
+// Eight tiles of 16 lines, for as long as this lives: of 64 bytes, or those of x and of sums of so many rows.
+struct Tiles {
+    QUINTET_TILED explicit Tiles(int64_t rows) {
+        alignas(64) uint8_t wanted[64] = {1};
+        for (int tile = 0; tile < 8; ++tile) wanted[16 + 2 * tile] = 64, wanted[48 + tile] = 16;
+        if (rows < STRIP)  // of a strip
+            for (int tile : {0, 2, 6}) wanted[16 + 2 * tile] = uint8_t(4 * rows);
+        __asm__ volatile("ldtilecfg %0" : : "m"(wanted));
+    }
+    QUINTET_TILED ~Tiles() { __asm__ volatile("tilerelease" : : : "memory"); }
+    Tiles(const Tiles&) = delete;
+    Tiles& operator=(const Tiles&) = delete;
+};
+
+// Sums are in tiles 0 to 3 (output tile * 2 + strip), weights in 4 and 5, x in 6 and 7. "memory": what was stored before must be there.
+#define QUINTET_TILE_LOAD(tile, from, stride) \
+    __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #tile : : "r"(from), "r"(int64_t(stride)) : "memory")
+#define QUINTET_TILE_STORE(tile, to) __asm__ volatile("tilestored %%tmm" #tile ", (%0,%1,1)" : : "r"(to), "r"(int64_t(64)) : "memory")
+#define QUINTET_TILE_ZERO(tile) __asm__ volatile("tilezero %%tmm" #tile : :)
+#define QUINTET_TILE_ADD(sum, weight, x) __asm__ volatile("tdpbf16ps %%tmm" #x ", %%tmm" #weight ", %%tmm" #sum : :)
+
+template <int O, int S>
+QUINTET_TILED inline void zero_sums() {
+    QUINTET_TILE_ZERO(0);
+    if (S == 2) QUINTET_TILE_ZERO(1);
+    if (O == 2) QUINTET_TILE_ZERO(2);
+    if (O == 2 && S == 2) QUINTET_TILE_ZERO(3);
+}
+
+// Weights are (O) tiles behind each other; of x a line has `width` bytes, and strips are `strip` bytes apart.
+template <int O, int S>
+QUINTET_TILED inline void add_step(const char* w, const char* x, int64_t width, int64_t strip) {
+    QUINTET_TILE_LOAD(4, w, 64);
+    QUINTET_TILE_LOAD(6, x, width);
+    QUINTET_TILE_ADD(0, 4, 6);
+    if (S == 2) {
+        QUINTET_TILE_LOAD(7, x + strip, 64);
+        QUINTET_TILE_ADD(1, 4, 7);
+    }
+    if (O == 2) {
+        QUINTET_TILE_LOAD(5, w + TILE, 64);
+        QUINTET_TILE_ADD(2, 5, 6);
+    }
+    if (O == 2 && S == 2) QUINTET_TILE_ADD(3, 5, 7);
+}
+
+constexpr int64_t SUMS = STRIP * STRIP;  // numbers of a tile of sums
+
+// (O, S) tiles of sums, one behind the other.
+template <int O, int S>
+QUINTET_TILED inline void store_sums(float* to) {
+    QUINTET_TILE_STORE(0, to);
+    if (S == 2) QUINTET_TILE_STORE(1, to + SUMS);
+    if (O == 2) QUINTET_TILE_STORE(2, to + S * SUMS);
+    if (O == 2 && S == 2) QUINTET_TILE_STORE(3, to + 3 * SUMS);
+}
+template <int O, int S>
+QUINTET_TILED inline void load_sums(const float* from) {
+    QUINTET_TILE_LOAD(0, from, 64);
+    if (S == 2) QUINTET_TILE_LOAD(1, from + SUMS, 64);
+    if (O == 2) QUINTET_TILE_LOAD(2, from + S * SUMS, 64);
+    if (O == 2 && S == 2) QUINTET_TILE_LOAD(3, from + 3 * SUMS, 64);
+}
+
+// (O) tiles of narrow lines, without anything between these.
+template <int O>
+QUINTET_TILED inline void store_narrow(float* to, int64_t rows) {
+    __asm__ volatile("tilestored %%tmm0, (%0,%1,1)" : : "r"(to), "r"(4 * rows) : "memory");
+    if (O == 2) __asm__ volatile("tilestored %%tmm2, (%0,%1,1)" : : "r"(to + STRIP * rows), "r"(4 * rows) : "memory");
+}
+
+// ---- x -----------------------------------------------------------------------------------------------------------
+
+// Rows of a strip of so many, of which the last ones are the last one again: a power of two.
+inline int64_t strip_rows(int64_t count) { return count > 8 ? STRIP : count > 4 ? 8 : count > 2 ? 4 : count; }
+
+// Of x: strips of 16 rows, or a narrower one of fewer.
+struct Strips {
+    const char* x;
+    int64_t count;  // rows
+    int64_t bytes;  // from a strip to the next
+    const char* at(int64_t row) const { return x + row / STRIP * bytes; }
+    int64_t rows() const { return strip_rows(count); }  // of a strip
+};
+
+// Codes of 4 bits come in this order: of 32 inputs every fourth, from the first on, then from the second on, ...
+inline __m512i order_of_codes() {
+    alignas(64) uint16_t places[32];
+    for (int i = 0; i < 32; ++i) places[i] = uint16_t(4 * (i % 8) + i / 8);
+    return _mm512_load_si512(places);
+}
+
+// 32 numbers, of which the last may be missing.
+inline __m512i some_numbers(const uint16_t* from, __mmask32 there) { return _mm512_maskz_loadu_epi16(there, from); }
+inline __m512i some_numbers(const float* from, __mmask32 there) {
+    const __m512 low = _mm512_maskz_loadu_ps(__mmask16(there), from), high = _mm512_maskz_loadu_ps(__mmask16(there >> 16), from + 16);
+    return (__m512i)_mm512_cvtne2ps_pbh(high, low);
+}
+
+// A strip of the rows `row(0)` to `row(count - 1)`, with lines for `rows` of them.
+template <bool codes, class Row>
+void turn_strip(Row row, int64_t count, int64_t rows, int64_t inputs, char* to) {
+    const __m512i order = order_of_codes();
+    const __mmask16 some = __mmask16((1u << rows) - 1);
+    for (int64_t first = 0; first < inputs; first += STEP) {
+        const int64_t left = inputs - first;
+        const __mmask32 there = left < STEP ? (__mmask32(1) << left) - 1 : ~__mmask32(0);
+        __m512i words[STRIP];
+        for (int64_t r = 0; r < STRIP; ++r) {
+            words[r] = some_numbers(row(r < count ? r : count - 1) + first, there);
+            if (codes) words[r] = _mm512_permutexvar_epi16(order, words[r]);
+        }
+        transpose(words);
+        for (int64_t i = 0; i < STRIP; ++i, to += 4 * rows) _mm512_mask_storeu_epi32(to, some, words[i]);
+    }
+}
+
+// ---- weights -----------------------------------------------------------------------------------------------------
+
+// What codes mean, in bfloat16: 16 numbers, twice, as the lookup takes five bits of which one belongs to another code.
+struct Meanings {
+    alignas(64) uint16_t power[256][32];  // of MXFP4, by the byte of the scale
+    alignas(64) uint16_t whole[16][32];   // code - zero, by the zero
+    constexpr Meanings() : power(), whole() {
+        for (int scale = 0; scale < 256; ++scale)
+            for (int i = 0; i < 32; ++i) power[scale][i] = scaled(i % 16, scale);
+        for (int zero = 0; zero < 16; ++zero)
+            for (int i = 0; i < 32; ++i) whole[zero][i] = number(i % 16 - zero);
+    }
+    static constexpr uint16_t number(int value) {
+        int size = value < 0 ? -value : value, exponent = 127;
+        if (!size) return 0;
+        while (size >> (exponent - 126)) ++exponent;
+        return uint16_t((value < 0 ? 0x8000 : 0) | exponent << 7 | (((size << 7) >> (exponent - 127)) & 127));
+    }
+    static constexpr uint16_t scaled(int code, int scale) {
+        const int sign = code & 8 ? 0x8000 : 0, size = code & 7;
+        if (scale == 255) return 0x7fc0;
+        if (!size) return uint16_t(sign);
+        const int exponent = scale + (size == 1 ? -1 : size / 2 - 1), half = size > 1 && size % 2 ? 64 : 0;
+        if (exponent >= 255) return uint16_t(sign | 0x7f80);
+        return uint16_t(sign | (exponent > 0 ? exponent << 7 | half : (128 | half) >> (1 - exponent)));
+    }
+};
+constexpr Meanings meanings;
+
+// A weight of any format.
+struct TileWeight {
+    const uint8_t* weight;
+    int64_t pitch;   // bytes from an output to the next
+    int64_t inputs;
+    const void* scales;
+    int scale_type;
+    int64_t count;   // scales of an output
+    int64_t each;    // tiles that share one; 0 for one of all, or none
+    const uint8_t* zeros;
+    int64_t steps() const { return steps_of_tiles(inputs); }
+};
+
+inline TileWeight tile_weight(const Integers& m) {
+    return {m.weight, m.inputs * m.bits / 8, m.inputs, m.scales, m.scale_type, m.inputs / m.group, m.group == m.inputs ? 0 : m.group / STEP, m.zeros};
+}
+inline TileWeight tile_weight(const MxSource& m) { return {m.weight, m.count * GROUP_BYTES, m.count * GROUP, m.scales, FP32, m.count, 0, nullptr}; }
+inline TileWeight tile_weight(const Matvec& m) {
+    return {static_cast<const uint8_t*>(m.weight), 2 * m.weight_stride, m.inputs, nullptr, FP32, 0, 0, nullptr};
+}
+
+template <Code C>
+constexpr int64_t step_bytes = C == PLAIN ? 64 : C == BYTES ? 32 : 16;
+
+// Asks for a line of memory into the second cache.
+inline void ask_for_later(const void* address) { __asm__ volatile("prefetcht1 %0" : : "m"(*static_cast<const char*>(address))); }
+
+// Steps of N outputs, from `output` on; behind the last one it again.
+template <Code C, int N>
+struct Lines {
+    const uint8_t* from[N];
+    const uint8_t* by[N];  // scales of MXFP4, zeros
+    int64_t output, each, whole;
+    __mmask32 rest;        // of the step behind the whole ones
+    __m512i shifts;
+    explicit Lines(const TileWeight& m) : each(m.each), whole(m.inputs / STEP), rest((__mmask32(1) << m.inputs % STEP) - 1) {
+        alignas(64) uint16_t of_lane[32];
+        for (int i = 0; i < 32; ++i) of_lane[i] = uint16_t(i / 8 * 4);
+        shifts = _mm512_load_si512(of_lane);
+    }
+    void move(const TileWeight& m, int64_t first, int64_t end) {
+        output = first;
+        for (int64_t i = 0; i < N; ++i) {
+            const int64_t at = first + i < end ? first + i : end - 1;
+            from[i] = m.weight + at * m.pitch;
+            by[i] = C == MX ? static_cast<const uint8_t*>(m.scales) + at * m.count : C == ZERO ? m.zeros + at / 8 * m.count * 4 : nullptr;
+        }
+    }
+    QUINTET_INLINED __m512i at(int64_t i, int64_t step) const {
+        const uint8_t* weights = from[i] + step * step_bytes<C>;
+        if constexpr (C == PLAIN) {
+            return step < whole ? _mm512_loadu_si512(weights) : _mm512_maskz_loadu_epi16(rest, weights);
+        } else if constexpr (C == BYTES) {
+            const __m256i bytes = step < whole ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weights)) : _mm256_maskz_loadu_epi8(rest, weights);
+            const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(bytes)));
+            const __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(bytes, 1)));
+            return (__m512i)_mm512_cvtne2ps_pbh(high, low);
+        } else {
+            const uint16_t* means = meanings.whole[8];
+            if constexpr (C == MX) means = meanings.power[by[i][step]];
+            if constexpr (C == ZERO) means = meanings.whole[zero_code(by[i], each ? uint32_t(step) / uint32_t(each) : 0, int((output + i) % 8 * 4))];
+            const __m512i codes = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(weights)));
+            return _mm512_permutexvar_epi16(_mm512_srlv_epi16(codes, shifts), _mm512_load_si512(means));
+        }
+    }
+};
+
+// Scales of 16 outputs and `count` groups from `first` on, if there are so many, become (groups, 16), lines `apart` numbers from each
+// other; behind the last output it again.
+inline void turn_scales(const TileWeight& m, int64_t output, int64_t end, int64_t first, int64_t count, float* to, int64_t apart) {
+    const int64_t stop = first + count < m.count ? first + count : m.count;
+    for (int64_t group = first; group < stop; group += LANES) {
+        const int64_t here = stop - group;
+        __m512i words[LANES];
+        for (int64_t o = 0; o < LANES; ++o)
+            words[o] = _mm512_castps_si512(some_scales(m.scale_type, m.scales, (output + o < end ? output + o : end - 1) * m.count + group, here));
+        transpose(words);
+        for (int64_t g = 0; g < LANES && g < here; ++g) _mm512_store_si512(to + (group - first + g) * apart, words[g]);
+    }
+}
+
+// ---- products ----------------------------------------------------------------------------------------------------
+
+// Tiles (O, S) of outputs by rows become (rows, PAIR).
+template <int O, int S>
+inline void turn_sums(const float* from, float* to) {
+    for (int o = 0; o < O; ++o)
+        for (int s = 0; s < S; ++s, from += SUMS) {
+            __m512i words[STRIP];
+#pragma GCC unroll 16
+            for (int i = 0; i < STRIP; ++i) words[i] = _mm512_load_si512(from + i * STRIP);
+            transpose(words);
+#pragma GCC unroll 16
+            for (int i = 0; i < STRIP; ++i) _mm512_store_si512(to + (s * STRIP + i) * PAIR + o * STRIP, words[i]);
+        }
+}
+
+// Sums of 16 outputs and rows, to which those of groups are added, each times its scale. They stay in registers: what a tile is stored
+// to must be somewhere else.
+struct Scaled {
+    __m512 acc[STRIP];
+    QUINTET_INLINED void clear() {
+        each<STRIP>([&](auto o) QUINTET_INLINED { acc[o] = _mm512_setzero_ps(); });
+    }
+    QUINTET_INLINED void add(const float* stored, const float* scales) {
+        each<STRIP>([&](auto o) QUINTET_INLINED {
+            acc[o] = _mm512_fmadd_ps(_mm512_load_ps(stored + o * STRIP), _mm512_set1_ps(scales[o]), acc[o]);
+        });
+    }
+    QUINTET_INLINED void load(const float* from) {
+        each<STRIP>([&](auto o) QUINTET_INLINED { acc[o] = _mm512_load_ps(from + o * STRIP); });
+    }
+    QUINTET_INLINED void store(float* to) const {
+        each<STRIP>([&](auto o) QUINTET_INLINED { _mm512_store_ps(to + o * STRIP, acc[o]); });
+    }
+};
+
+// Weights of 32 outputs and a run of inputs, (steps, 2) tiles with scales (groups, 32); and what is asked for while they are multiplied:
+// some lines of memory, in which those of the next run begin `further` bytes behind these.
+template <Code C>
+struct Unit {
+    Lines<C, int(PAIR)> lines;
+    char* tiles;
+    float* scales;
+    int64_t first = 0, steps = 0, further = 0;
+    Unit(const TileWeight& m, char* memory) : lines(m), tiles(memory), scales(reinterpret_cast<float*>(memory + RUN * 2 * TILE)) {}
+    void unpack() {
+        for (int64_t step = 0; step < steps; ++step)
+#pragma GCC unroll 8
+            for (int64_t i = 0; i < PAIR; ++i) _mm512_store_si512(tiles + step * 2 * TILE + 64 * i, lines.at(i, first + step));
+    }
+    QUINTET_INLINED void ask(int64_t step, int64_t begin, int64_t end) const {
+        const int64_t at = (first + step) * step_bytes<C>;
+        if (at % 64) return;
+        for (int64_t i = begin; i < end; ++i) ask_for_later(lines.from[i] + at + further);
+    }
+};
+
+// Which of the outputs one of several loops asks for.
+struct Share {
+    int64_t begin, end;
+    Share(int64_t index, int64_t count) : begin(PAIR * index / count), end(PAIR * (index + 1) / count) {}
+};
+
+template <Code C, int S>
+QUINTET_TILED __attribute__((noinline)) void unit_sums(const Unit<C>& m, const char* x, int64_t strip, float* sums, Share share) {
+    if (m.first) load_sums<2, S>(sums);
+    else zero_sums<2, S>();
+    const char* w = m.tiles;
+    x += m.first * TILE;
+    for (int64_t step = 0; step < m.steps; ++step, w += 2 * TILE, x += TILE) {
+        add_step<2, S>(w, x, 64, strip);
+        m.ask(step, share.begin, share.end);
+    }
+    store_sums<2, S>(sums);
+}
+
+// Of output tile `o` and one strip, with groups of `size` steps.
+template <Code C>
+QUINTET_TILED __attribute__((noinline)) void unit_scaled(const Unit<C>& m, int64_t o, int64_t size, const char* x, float* sums, Share share) {
+    alignas(64) float stored[2][SUMS];  // of a group, while the next one is multiplied
+    Scaled scaled;
+    if (m.first) scaled.load(sums);
+    else scaled.clear();
+    const char* w = m.tiles + o * TILE;
+    const float* scales = m.scales + o * STRIP;
+    x += m.first * TILE;
+    int64_t group = 0;
+    for (int64_t step = 0; step < m.steps; ++group) {
+        const int64_t left = size - (m.first + step) % size, end = step + left < m.steps ? step + left : m.steps;
+        QUINTET_TILE_ZERO(0);
+        for (; step < end; ++step, w += 2 * TILE, x += TILE) {
+            add_step<1, 1>(w, x, 64, 0);
+            m.ask(step, share.begin, share.end);
+        }
+        store_sums<1, 1>(stored[group % 2]);
+        if (group) scaled.add(stored[(group - 1) % 2], scales + (group - 1) * PAIR);
+    }
+    scaled.add(stored[(group - 1) % 2], scales + (group - 1) * PAIR);
+    scaled.store(sums);
+}
+
+constexpr size_t UNIT_BYTES = size_t(RUN * (2 * TILE + PAIR * 4));
+
+// Many rows, MOST_TILED at most: a unit is multiplied with all of them.
+template <Code C, class Done>
+QUINTET_TILED void many_tiles(const TileWeight& m, const Strips& x, int64_t begin, int64_t end, void* memory, Done done) {
+    const int64_t steps = steps_of_tiles(m.inputs), pairs = (x.count + PAIR - 1) / PAIR;
+    const int64_t loops = m.each ? 2 * ((x.count + STRIP - 1) / STRIP) : pairs;
+    Unit<C> unit(m, static_cast<char*>(memory));
+    auto* sums = reinterpret_cast<float*>(static_cast<char*>(memory) + UNIT_BYTES);
+    alignas(64) float turned[PAIR * PAIR];
+    for (; begin < end; begin += PAIR) {
+        const int64_t here = end - begin < PAIR ? end - begin : PAIR;
+        unit.lines.move(m, begin, end);
+        for (int64_t first = 0; first < steps; first += RUN) {
+            unit.first = first, unit.steps = steps - first < RUN ? steps - first : RUN;
+            const bool last = first + unit.steps == steps;
+            unit.further = last ? PAIR * m.pitch - first * step_bytes<C> : RUN * step_bytes<C>;
+            unit.unpack();
+            if (m.each) {
+                const int64_t group = first / m.each, count = (first + unit.steps - 1) / m.each - group + 1;
+                turn_scales(m, begin, end, group, count, unit.scales, PAIR);
+                turn_scales(m, begin + STRIP < end ? begin + STRIP : end - 1, end, group, count, unit.scales + STRIP, PAIR);
+            }
+            for (int64_t pair = 0, loop = 0; pair < pairs; ++pair) {
+                const int64_t row = pair * PAIR, rows = x.count - row < PAIR ? x.count - row : PAIR;
+                float* own = sums + pair * PAIR * PAIR;
+                const int strips = rows > STRIP ? 2 : 1;
+                if (m.each) {
+                    for (int64_t o = 0; o < 2; ++o)
+                        for (int64_t s = 0; s < strips; ++s, ++loop)
+                            unit_scaled<C>(unit, o, m.each, x.at(row + s * STRIP), own + (o * strips + s) * SUMS, Share(loop, loops));
+                } else if (strips == 2) {
+                    unit_sums<C, 2>(unit, x.at(row), x.bytes, own, Share(loop++, loops));
+                } else {
+                    unit_sums<C, 1>(unit, x.at(row), x.bytes, own, Share(loop++, loops));
+                }
+                if (!last) continue;
+                if (strips == 2) turn_sums<2, 2>(own, turned);
+                else turn_sums<2, 1>(own, turned);
+                for (int64_t r = 0; r < rows; ++r) done(row + r, begin, here, turned + r * PAIR);
+            }
+        }
+    }
+}
+
+// Weights of 16 O outputs on their way from memory: unpacked some steps before they are multiplied, as what was just written is not
+// there yet for tiles.
+template <Code C, int O>
+struct Stream {
+    static constexpr int64_t LEAD = 3, SLOTS = 4;
+    static constexpr int64_t LINES = O * STRIP;
+    Lines<C, int(LINES)> lines;
+    int64_t steps;
+    const char* further;  // the outputs that follow, whose lines are asked for in their order
+    alignas(64) char tiles[SLOTS * O * TILE];
+    QUINTET_INLINED Stream(const TileWeight& m, int64_t first, int64_t last)
+        : lines(m), steps(steps_of_tiles(m.inputs)), further(reinterpret_cast<const char*>(m.weight) + (first + LINES) * m.pitch) {
+        lines.move(m, first, last);
+        for (int64_t step = 0; step < LEAD && step < steps; ++step) unpack(step);
+    }
+    QUINTET_INLINED void unpack(int64_t step) {
+        char* to = tiles + step % SLOTS * O * TILE;
+#pragma GCC unroll 32
+        for (int64_t i = 0; i < LINES; ++i) {
+            if (i * step_bytes<C> % 64 == 0) ask_for(further + i * step_bytes<C>);
+            _mm512_store_si512(to + 64 * i, lines.at(i, step));
+        }
+        further += LINES * step_bytes<C>;
+    }
+    // One after the other.
+    QUINTET_INLINED const char* at(int64_t step) {
+        if (step + LEAD < steps) unpack(step + LEAD);
+        return tiles + step % SLOTS * O * TILE;
+    }
+};
+
+// Sums of 16 O outputs and a strip.
+template <Code C, int O>
+QUINTET_TILED __attribute__((noinline)) void stream_sums(const TileWeight& m, const Strips& x, int64_t output, int64_t end, float* turned) {
+    alignas(64) float stored[O * SUMS];
+    const int64_t width = 4 * x.rows();
+    const char* from = x.x;
+    Stream<C, O> stream(m, output, end);
+    zero_sums<O, 1>();
+    for (int64_t step = 0; step < stream.steps; ++step, from += STRIP * width) add_step<O, 1>(stream.at(step), from, width, 0);
+    store_sums<O, 1>(stored);
+    turn_sums<O, 1>(stored, turned);
+}
+
+// The same with scales of groups, for strips whose lines are of W rows: what is stored of a tile are W vectors, each of 16 / W outputs.
+template <Code C, int W>
+QUINTET_TILED __attribute__((noinline)) void stream_scaled(const TileWeight& m, const Strips& x, int64_t output, int64_t end, float* turned) {
+    constexpr int O = W < STRIP ? 2 : 1;  // what fits into registers
+    constexpr int64_t SOME = 64;          // groups whose scales are turned at a time
+    constexpr int each_of_vector = int(STRIP) / W;
+    alignas(64) float scales[SOME * PAIR], stored[2][O * STRIP * W];
+    alignas(64) int32_t of_lane[STRIP];
+    for (int i = 0; i < STRIP; ++i) of_lane[i] = i / W;
+    const __m512i lanes = _mm512_load_si512(of_lane);
+    const char* from = x.x;
+    Stream<C, O> stream(m, output, end);
+    __m512 acc[O][W];
+    each<O>([&](auto o) QUINTET_INLINED { each<W>([&](auto v) QUINTET_INLINED { acc[o][v] = _mm512_setzero_ps(); }); });
+    int64_t step = 0;
+    for (int64_t group = 0; group <= m.count; ++group) {
+        if (group < m.count) {
+            zero_sums<O, 1>();
+            for (const int64_t stop = step + m.each; step < stop; ++step, from += TILE * W / STRIP) add_step<O, 1>(stream.at(step), from, 4 * W, 0);
+            store_narrow<O>(stored[group % 2], W);
+        }
+        if (!group) continue;
+        if ((group - 1) % SOME == 0) {
+            turn_scales(m, output, end, group - 1, SOME, scales, PAIR);
+            if (O == 2) turn_scales(m, output + STRIP < end ? output + STRIP : end - 1, end, group - 1, SOME, scales + STRIP, PAIR);
+        }
+        each<O>([&](auto o) QUINTET_INLINED {
+            const __m512 of_group = _mm512_load_ps(scales + (group - 1) % SOME * PAIR + o * STRIP);
+            each<W>([&](auto v) QUINTET_INLINED {
+                const __m512i which = _mm512_add_epi32(lanes, _mm512_set1_epi32(v * each_of_vector));
+                const __m512 sum = _mm512_load_ps(stored[(group - 1) % 2] + (o * W + v) * STRIP);
+                acc[o][v] = _mm512_fmadd_ps(sum, W == 1 ? of_group : _mm512_permutexvar_ps(which, of_group), acc[o][v]);
+            });
+        });
+    }
+    alignas(64) float flat[O * STRIP * W];
+    each<O>([&](auto o) QUINTET_INLINED { each<W>([&](auto v) QUINTET_INLINED { _mm512_store_ps(flat + (o * W + v) * STRIP, acc[o][v]); }); });
+    for (int64_t r = 0; r < x.count; ++r)
+        for (int64_t o = 0; o < O * STRIP; ++o) turned[r * PAIR + o] = flat[o * W + r];
+}
+
+// `done(row, output, count, sums)` takes the sums of a row and up to PAIR outputs, not yet times the scale of an output. No memory is
+// needed for a strip.
+template <Code C, class Done>
+QUINTET_TILED void tiles_range(const TileWeight& m, const Strips& x, int64_t begin, int64_t end, void* memory, Done done) {
+    const Tiles tiles(x.rows());
+    if (x.count > STRIP) return many_tiles<C>(m, x, begin, end, memory, done);
+    alignas(64) float turned[STRIP * PAIR];
+    const int64_t at_once = m.each && x.count > 8 ? STRIP : PAIR, of_scales = m.count * (C == MX ? 1 : bytes_of(m.scale_type));
+    ask_for_all(m.weight + begin * m.pitch, at_once * m.pitch < 16384 ? at_once * m.pitch : 16384);
+    for (; begin < end; begin += at_once) {
+        if (of_scales) ask_for_all(static_cast<const char*>(m.scales) + (begin + at_once) * of_scales, at_once * of_scales);
+        if (!m.each) {
+            stream_sums<C, 2>(m, x, begin, end, turned);
+        } else {
+            switch (x.rows()) {
+                case 1: stream_scaled<C, 1>(m, x, begin, end, turned); break;
+                case 2: stream_scaled<C, 2>(m, x, begin, end, turned); break;
+                case 4: stream_scaled<C, 4>(m, x, begin, end, turned); break;
+                case 8: stream_scaled<C, 8>(m, x, begin, end, turned); break;
+                default: stream_scaled<C, STRIP>(m, x, begin, end, turned);
+            }
+        }
+        for (int64_t r = 0; r < x.count; ++r) done(r, begin, end - begin < at_once ? end - begin : at_once, turned + r * PAIR);
+    }
+}
+
+// ---- entries -----------------------------------------------------------------------------------------------------
+
+// Adds the bias to sums of a row, perhaps scaled first, and rounds them.
+template <class M>
+inline void finish_tiles(const M& m, int64_t row, int64_t output, int64_t count, const float* sums, const void* scales, int scale_type) {
+    for (int64_t i = 0; i < count; i += LANES) {
+        const __mmask16 there = count - i < LANES ? __mmask16((1u << (count - i)) - 1) : __mmask16(0xffff);
+        __m512 sum = _mm512_loadu_ps(sums + i);
+        if (scales) sum = _mm512_mul_ps(sum, some_scales(scale_type, scales, output + i, count - i));
+        if (m.bias) sum = _mm512_add_ps(sum, some_scales(BF16, m.bias, output + i, count - i));
+        _mm256_mask_storeu_epi16(static_cast<uint16_t*>(m.out) + row * m.outputs + output + i, there, (__m256i)_mm512_cvtneps_pbh(sum));
+    }
+}
+
+// Rows `begin` to `end`, `begin` the first of a strip.
+template <bool codes, class X>
+inline void turn_rows(const X* x, int64_t stride, int64_t begin, int64_t end, int64_t inputs, void* prepared) {
+    const int64_t rows = strip_rows(begin ? STRIP : end);
+    for (; begin < end; begin += STRIP) {
+        const int64_t count = end - begin < STRIP ? end - begin : STRIP;
+        turn_strip<codes>([=](int64_t r) { return x + (begin + r) * stride; }, count, rows, inputs,
+                          static_cast<char*>(prepared) + begin / STRIP * strip_bytes(inputs));
+    }
+}
+
+inline size_t tiles_memory(int64_t) { return UNIT_BYTES + size_t(MOST_TILED * PAIR * 4); }
+
+inline size_t matmul_bytes(int64_t inputs) { return size_t(strip_bytes(inputs) / STRIP); }
+inline void matmul_strips(const Matvec& m, int64_t begin, int64_t end) {
+    turn_rows<false>(static_cast<const uint16_t*>(m.x), m.x_stride, begin, end, m.inputs, m.prepared);
+}
+inline void matmul_tiles(const Matvec& m, int64_t begin, int64_t end, void* memory) {
+    const Strips x{static_cast<const char*>(m.prepared), m.rows, strip_bytes(m.inputs)};
+    tiles_range<PLAIN>(tile_weight(m), x, begin, end, memory, [&](int64_t row, int64_t output, int64_t count, float* sums) {
+        finish_tiles(m, row, output, count, sums, nullptr, FP32);
+    });
+}
+constexpr Matmul by_tiles{PAIR, 512, matmul_bytes, matmul_strips, [](int64_t, int64_t inputs) { return tiles_memory(inputs); },
+                          matmul_tiles};
+
+// Products of bfloat16 with packed weights.
+struct InTiles {
+    static constexpr bool strips = true;
+    static size_t bytes(int64_t inputs) { return matmul_bytes(inputs); }
+    static size_t memory(int64_t inputs) { return tiles_memory(inputs); }
+    template <int T, Code C>
+    static void prepare(int, int64_t begin, int64_t end, const void* x, int64_t stride, int64_t inputs, void* to) {
+        using X = typename std::conditional<T == FP32, float, uint16_t>::type;
+        turn_rows<C != BYTES>(static_cast<const X*>(x), stride, begin, end, inputs, to);
+    }
+    template <class Done>
+    static void product(const MxSource& from, const Rows& rows, int64_t begin, int64_t end, void* memory, Done done) {
+        const Strips x{static_cast<const char*>(rows.x), rows.count, strip_bytes(from.count * GROUP)};
+        tiles_range<MX>(tile_weight(from), x, begin, end, memory, done);
+    }
+    static void integers(const Integers& m, int64_t begin, int64_t end, void* memory) {
+        const Strips x{static_cast<const char*>(m.prepared), m.rows, strip_bytes(m.inputs)};
+        const TileWeight w = tile_weight(m);
+        auto done = [&](int64_t row, int64_t output, int64_t count, float* sums) {
+            finish_tiles(m, row, output, count, sums, w.each ? nullptr : m.scales, m.scale_type);
+        };
+        if (m.bits == 8) tiles_range<BYTES>(w, x, begin, end, memory, done);
+        else if (m.zeros) tiles_range<ZERO>(w, x, begin, end, memory, done);
+        else tiles_range<EIGHT>(w, x, begin, end, memory, done);
+    }
+    // Rows of experts: each has strips of its own. `x(choice)` is the row of a choice.
+    template <class X>
+    static void gather(const Experts& m, int64_t begin, int64_t end, X x, int64_t inputs, void* to) {
+        for (int64_t strip = begin, asked = 0; strip < end; ++strip) {
+            while (m.strips[asked + 1] <= strip) ++asked;
+            const int64_t first = m.starts[asked] + (strip - m.strips[asked]) * STRIP, left = m.starts[asked + 1] - first;
+            const int64_t rows = m.starts[asked + 1] - m.starts[asked];
+            turn_strip<true>([&](int64_t r) { return x(first + r); }, left < STRIP ? left : STRIP, strip_rows(rows), inputs,
+                             static_cast<char*>(to) + strip * strip_bytes(inputs));
+        }
+    }
+    static void gather_x(const Experts& m, int64_t begin, int64_t end) {
+        const auto* x = static_cast<const uint16_t*>(m.x);
+        gather(m, begin, end, [=, &m](int64_t choice) { return x + m.rows_of[choice] * m.hidden; }, m.hidden, m.prepared);
+    }
+    static void gather_values(const Experts& m, int64_t begin, int64_t end) {
+        gather(m, begin, end, [&](int64_t choice) { return m.values + choice * m.inner; }, m.inner, m.prepared_values);
+    }
+};
+
+}  // namespace
+}  // namespace quintet
