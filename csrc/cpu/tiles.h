@@ -272,6 +272,9 @@ inline void turn_sums(const float* from, float* to) {
         }
 }
 
+// Sums of a group are stored while those that follow are multiplied: what a tile is stored to cannot be read before long.
+constexpr int64_t STORED = 4, LAG = 3;
+
 // Sums of 16 outputs and rows, to which those of groups are added, each times its scale. They stay in registers: what a tile is stored
 // to must be somewhere else.
 struct Scaled {
@@ -332,28 +335,67 @@ QUINTET_TILED __attribute__((noinline)) void unit_sums(const Unit<C>& m, const c
     store_sums<2, S>(sums);
 }
 
-// Of output tile `o` and one strip, with groups of `size` steps.
+// Sums of a group, of output tile and strip of its own, in tile Q.
+template <int Q>
+QUINTET_TILED inline void zero_one() {
+    if (Q == 0) QUINTET_TILE_ZERO(0);
+    if (Q == 1) QUINTET_TILE_ZERO(1);
+    if (Q == 2) QUINTET_TILE_ZERO(2);
+    if (Q == 3) QUINTET_TILE_ZERO(3);
+}
+template <int Q>
+QUINTET_TILED inline void add_one(const char* w, const char* x) {
+    QUINTET_TILE_LOAD(4, w, 64);
+    QUINTET_TILE_LOAD(6, x, 64);
+    if (Q == 0) QUINTET_TILE_ADD(0, 4, 6);
+    if (Q == 1) QUINTET_TILE_ADD(1, 4, 6);
+    if (Q == 2) QUINTET_TILE_ADD(2, 4, 6);
+    if (Q == 3) QUINTET_TILE_ADD(3, 4, 6);
+}
+
+// Of output tile `o` and one strip, with groups of `size` steps. Four groups are stored at once, while the four before them are
+// scaled: what a tile is stored to cannot be read before long, and who stores waits.
+template <Code C>
+struct ScaledUnit {
+    const Unit<C>& m;
+    const char *w, *x;
+    Share share;
+    int64_t size, step, end;  // the group that comes next
+    template <int Q>
+    QUINTET_TILED QUINTET_INLINED void group() {
+        zero_one<Q>();
+        for (const int64_t stop = end < m.steps ? end : m.steps; step < stop; ++step, w += 2 * TILE, x += TILE) {
+            add_one<Q>(w, x);
+            m.ask(step, share.begin, share.end);
+        }
+        end += size;
+    }
+};
+
 template <Code C>
 QUINTET_TILED __attribute__((noinline)) void unit_scaled(const Unit<C>& m, int64_t o, int64_t size, const char* x, float* sums, Share share) {
-    alignas(64) float stored[2][SUMS];  // of a group, while the next one is multiplied
+    alignas(64) float stored[2][4][SUMS];
+    ScaledUnit<C> unit{m, m.tiles + o * TILE, x + m.first * TILE, share, size, 0, size - m.first % size};
     Scaled scaled;
     if (m.first) scaled.load(sums);
     else scaled.clear();
-    const char* w = m.tiles + o * TILE;
     const float* scales = m.scales + o * STRIP;
-    x += m.first * TILE;
-    int64_t group = 0;
-    for (int64_t step = 0; step < m.steps; ++group) {
-        const int64_t left = size - (m.first + step) % size, end = step + left < m.steps ? step + left : m.steps;
-        QUINTET_TILE_ZERO(0);
-        for (; step < end; ++step, w += 2 * TILE, x += TILE) {
-            add_step<1, 1>(w, x, 64, 0);
-            m.ask(step, share.begin, share.end);
-        }
-        store_sums<1, 1>(stored[group % 2]);
-        if (group) scaled.add(stored[(group - 1) % 2], scales + (group - 1) * PAIR);
+    int at = 0;
+    int64_t before = 0;  // groups of those that are stored
+    while (unit.step < m.steps || before) {
+        int64_t count = 0;
+        if (unit.step < m.steps) unit.template group<0>(), ++count;
+        if (unit.step < m.steps) unit.template group<1>(), ++count;
+        if (unit.step < m.steps) unit.template group<2>(), ++count;
+        if (unit.step < m.steps) unit.template group<3>(), ++count;
+        if (count > 0) QUINTET_TILE_STORE(0, stored[at][0]);
+        if (count > 1) QUINTET_TILE_STORE(1, stored[at][1]);
+        if (count > 2) QUINTET_TILE_STORE(2, stored[at][2]);
+        if (count > 3) QUINTET_TILE_STORE(3, stored[at][3]);
+        at ^= 1;
+        for (int64_t i = 0; i < before; ++i, scales += PAIR) scaled.add(stored[at][i], scales);
+        before = count;
     }
-    scaled.add(stored[(group - 1) % 2], scales + (group - 1) * PAIR);
     scaled.store(sums);
 }
 
@@ -452,7 +494,7 @@ QUINTET_TILED __attribute__((noinline)) void stream_scaled(const TileWeight& m, 
     constexpr int O = W < STRIP ? 2 : 1;  // what fits into registers
     constexpr int64_t SOME = 64;          // groups whose scales are turned at a time
     constexpr int each_of_vector = int(STRIP) / W;
-    alignas(64) float scales[SOME * PAIR], stored[2][O * STRIP * W];
+    alignas(64) float scales[SOME * PAIR], stored[STORED][O * STRIP * W];
     alignas(64) int32_t of_lane[STRIP];
     for (int i = 0; i < STRIP; ++i) of_lane[i] = i / W;
     const __m512i lanes = _mm512_load_si512(of_lane);
@@ -461,22 +503,23 @@ QUINTET_TILED __attribute__((noinline)) void stream_scaled(const TileWeight& m, 
     __m512 acc[O][W];
     each<O>([&](auto o) QUINTET_INLINED { each<W>([&](auto v) QUINTET_INLINED { acc[o][v] = _mm512_setzero_ps(); }); });
     int64_t step = 0;
-    for (int64_t group = 0; group <= m.count; ++group) {
+    for (int64_t group = 0; group < m.count + LAG; ++group) {
         if (group < m.count) {
             zero_sums<O, 1>();
             for (const int64_t stop = step + m.each; step < stop; ++step, from += TILE * W / STRIP) add_step<O, 1>(stream.at(step), from, 4 * W, 0);
-            store_narrow<O>(stored[group % 2], W);
+            store_narrow<O>(stored[group % STORED], W);
         }
-        if (!group) continue;
-        if ((group - 1) % SOME == 0) {
-            turn_scales(m, output, end, group - 1, SOME, scales, PAIR);
-            if (O == 2) turn_scales(m, output + STRIP < end ? output + STRIP : end - 1, end, group - 1, SOME, scales + STRIP, PAIR);
+        const int64_t before = group - LAG;
+        if (before < 0) continue;
+        if (before % SOME == 0) {
+            turn_scales(m, output, end, before, SOME, scales, PAIR);
+            if (O == 2) turn_scales(m, output + STRIP < end ? output + STRIP : end - 1, end, before, SOME, scales + STRIP, PAIR);
         }
         each<O>([&](auto o) QUINTET_INLINED {
-            const __m512 of_group = _mm512_load_ps(scales + (group - 1) % SOME * PAIR + o * STRIP);
+            const __m512 of_group = _mm512_load_ps(scales + before % SOME * PAIR + o * STRIP);
             each<W>([&](auto v) QUINTET_INLINED {
                 const __m512i which = _mm512_add_epi32(lanes, _mm512_set1_epi32(v * each_of_vector));
-                const __m512 sum = _mm512_load_ps(stored[(group - 1) % 2] + (o * W + v) * STRIP);
+                const __m512 sum = _mm512_load_ps(stored[before % STORED] + (o * W + v) * STRIP);
                 acc[o][v] = _mm512_fmadd_ps(sum, W == 1 ? of_group : _mm512_permutexvar_ps(which, of_group), acc[o][v]);
             });
         });

@@ -90,7 +90,7 @@ def test_scales_at_the_ends_of_their_range(rows: int) -> None:
         if value == 255:
             assert got[:, 3].isnan().all()
         else:
-            assert share(got[:, 3], wanted[:, 3]) < 2e-3
+            assert share(got[:, 3], wanted[:, 3]) < 4e-3  # of two rows: as near as bfloat16 is
     scales[:] = torch.randint(2, 5, scales.shape, dtype=torch.uint8)  # all numbers are near the least
     x = x * 2.0**80
     got = native_mxfp4_matvec(x, blocks, scales, None, "tiles")
