@@ -222,6 +222,7 @@ def machine(threads: int | None) -> dict[str, Any]:
     from importlib.metadata import PackageNotFoundError, version
 
     from quintet.cli.machine import cpu
+    from quintet.kernels.loader import status
 
     versions: dict[str, str | None] = {}
     for name in ("torch", "transformers"):
@@ -234,6 +235,7 @@ def machine(threads: int | None) -> dict[str, Any]:
         "cpu": facts["model"],
         "cores": facts["cores_usable"],
         "threads": threads or facts["cores_usable"],
+        "level": status().level,
         "load": round(os.getloadavg()[0], 1),
         "python": sys.version.split()[0],
         **versions,

@@ -89,10 +89,12 @@ def rotating(make: Callable[[], Any], size: float) -> list[Any]:
     return [make() for _ in range(max(3, int(ROTATED / size)) | 1)]
 
 
-def told(function: Callable[..., Any], activations: str) -> dict[str, str] | None:
+def told(function: Callable[..., Any], activations: str, dtype: Any) -> dict[str, str] | None:
     """Return how a function is told of the activations, None where it knows only those of x's type."""
+    from quintet.kernels.integers import activations_for
+
     if "activations" in inspect.signature(function).parameters:
-        return {"activations": activations}
+        return {"activations": activations if activations == "int8" else activations_for(activations, 1, dtype)}
     return {} if activations == "bf16" else None
 
 
@@ -121,7 +123,7 @@ def linear_case(op: str, dtype: str, size: tuple[int, int], activations: str) ->
         "int4_linear": native_int4_linear, "mxfp4_matvec": native_mxfp4_matvec,
     }[op]  # fmt: skip
     unpacked = op in ("matvec", "matmul")
-    options = told(native, activations)
+    options = told(native, activations, kind)
     if options is None:
         return None
     if op == "mxfp4_matvec":
@@ -198,7 +200,7 @@ def experts_case(shape: str, activations: str) -> Case | None:
     from quintet.quant.packed_experts import PackedExperts
 
     experts, hidden, inner = EXPERTS[shape]
-    options = told(native_mxfp4_experts, activations)
+    options = told(native_mxfp4_experts, activations, torch.bfloat16)
     if options is None:
         return None
     made = PackedExperts(experts, hidden, inner).to(torch.bfloat16)

@@ -44,14 +44,22 @@ KEYS = {
 }
 
 
+# What tables of a machine with tiles have behind their names: it is another one than that of all other tables.
+AMX = "_amx"
+
+
 def newest(lines: Iterable[str]) -> dict[str, list[Record]]:
-    """Return the last record of every kind, by benchmark, in the order in which the kinds first came."""
+    """Return the last record of every kind, by benchmark, in the order in which the kinds first came.
+
+    Those of a machine with tiles are a benchmark of their own.
+    """
     found: dict[str, dict[tuple[Any, ...], Record]] = {}
     for line in lines:
         if line.strip():
             record = json.loads(line)
             key = tuple(record.get(name) for name in KEYS[record["benchmark"]])
-            found.setdefault(record["benchmark"], {})[key] = record
+            name = record["benchmark"] + (AMX if record["machine"].get("level") == "amx" else "")
+            found.setdefault(name, {})[key] = record
     return {name: list(records.values()) for name, records in found.items()}
 
 
@@ -358,7 +366,7 @@ def table(name: str, records: list[Record]) -> str:
     """Return one table with its source, or a sentence that says that it is missing."""
     if not records:
         return "Not measured yet."
-    text = grid(TABLES[name], records) + "\n\n" + source(records)
+    text = grid(TABLES[name.removesuffix(AMX)], records) + "\n\n" + source(records)
     picture, shows = PICTURES.get(name, ("", ""))
     return f"{text}\n\n![{shows}]({picture})" if picture and (DOCS / picture).exists() else text
 

@@ -14,19 +14,20 @@ namespace quintet {
 namespace {
 
 using Vec = Lanes::vec;
-constexpr int64_t WIDTH = Lanes::width, ROWS = Lanes::rows, PANEL = Lanes::columns * WIDTH;
+constexpr int64_t WIDTH = Lanes::width, PANEL = Lanes::columns * WIDTH;
 constexpr float LOG2_E = 1.44269504f, HIDDEN = -HUGE_VALF;
-static_assert(KEY_BLOCK % PANEL == 0 && ROW_BLOCK % ROWS == 0 && PANEL % (2 * WIDTH) == 0, "whole panels and tiles");
+static_assert(KEY_BLOCK % PANEL == 0 && PANEL % (2 * WIDTH) == 0, "whole panels");
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t whole(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
-constexpr int64_t TILE = (ROWS + WIDTH - 1) / WIDTH * WIDTH;  // its rows in whole vectors
 inline uint16_t half(const void* from, int64_t index) { return static_cast<const Loose16*>(from)[index]; }
 
-// The ways to multiply: how many numbers a word holds, and what is done with words.
+// The ways to multiply: how many numbers a word holds, and what is done with words; rows that are multiplied together, perhaps in tiles of
+// the CPU.
 struct Singles {
-    static constexpr int64_t numbers = 1;
+    static constexpr int64_t numbers = 1, rows = Lanes::rows;
+    static constexpr bool tiled = false;
     static Vec step(Vec sum, const uint32_t* x, const uint32_t* y) {
         float one;
         std::memcpy(&one, x, 4);
@@ -50,7 +51,8 @@ struct Singles {
 
 #if defined(__AVX512BF16__)
 struct Pairs {
-    static constexpr int64_t numbers = 2;
+    static constexpr int64_t numbers = 2, rows = Lanes::rows;
+    static constexpr bool tiled = false;
     static Vec step(Vec sum, const uint32_t* x, const uint32_t* y) {
         return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_epi32(int(*x)), (__m512bh)_mm512_loadu_si512(y));
     }
@@ -64,6 +66,50 @@ struct Pairs {
         for (int64_t i = 0; i < count && from[1]; ++i) to[i] |= uint32_t(half(from[1], i)) << 16;
     }
 };
+
+struct TiledPairs : Pairs {
+    static constexpr int64_t rows = 16;
+    static constexpr bool tiled = true;
+    // As `tile` below, without factors.
+    template <bool MORE>
+    QUINTET_TILED static void multiply(const uint32_t* x, int64_t x_stride, const uint32_t* y, int64_t steps, float* sums, int64_t stride) {
+        constexpr int64_t line = 4 * PANEL;
+        static_assert(PANEL == 32, "two tiles side by side");
+        if (MORE) {
+            QUINTET_TILE_LOAD(0, sums, 4 * stride);
+            QUINTET_TILE_LOAD(1, sums + 16, 4 * stride);
+        } else {
+            QUINTET_TILE_ZERO(0);
+            QUINTET_TILE_ZERO(1);
+        }
+        int64_t s = 0;
+        for (; s + 16 <= steps; s += 16) {
+            QUINTET_TILE_LOAD(4, x + s, 4 * x_stride);
+            QUINTET_TILE_LOAD(6, y + s * PANEL, line);
+            QUINTET_TILE_ADD(0, 4, 6);
+            QUINTET_TILE_LOAD(7, y + s * PANEL + 16, line);
+            QUINTET_TILE_ADD(1, 4, 7);
+        }
+        if (s < steps) {
+            QUINTET_TILE_LOAD(5, x + s, 4 * x_stride);
+            QUINTET_TILE_LOAD(2, y + s * PANEL, line);
+            QUINTET_TILE_ADD(0, 5, 2);
+            QUINTET_TILE_LOAD(3, y + s * PANEL + 16, line);
+            QUINTET_TILE_ADD(1, 5, 3);
+        }
+        QUINTET_TILE_STORE(0, sums, 4 * stride);
+        QUINTET_TILE_STORE(1, sums + 16, 4 * stride);
+    }
+};
+
+// The last words of a query may be fewer than 16: tiles of their own, 5 for queries, 2 and 3 for keys.
+inline TileShapes shapes_of_attention(int64_t head) {
+    TileShapes shapes;
+    const int64_t rest = (head + 1) / 2 % 16;
+    if (rest) shapes.set(5, 16, 4 * rest), shapes.set(2, rest, 64), shapes.set(3, rest, 64);
+    return shapes;
+}
+
 #endif
 
 // 2^y, and 0 below 2^-126; NaN stays one. The series is off by 1.1e-7 at most, and exact at 0.
@@ -196,10 +242,10 @@ void pack_block(const Attention& a, int64_t unit) {
     }
 }
 
-// sums (ROWS, PANEL) = sums * factors + x (ROWS, steps) y (steps, PANEL), in words; without factors it begins at 0.
+// sums (P::rows, PANEL) = sums * factors + x (P::rows, steps) y (steps, PANEL), in words; without factors it begins at 0.
 template <class P, bool MORE>
 inline void tile(const uint32_t* x, int64_t x_stride, const uint32_t* y, int64_t steps, float* sums, int64_t stride, const float* factors) {
-    constexpr int R = Lanes::rows, C = Lanes::columns;
+    constexpr int R = P::rows, C = Lanes::columns;
     Vec acc[R][C];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
@@ -221,6 +267,8 @@ inline void tile(const uint32_t* x, int64_t x_stride, const uint32_t* y, int64_t
 // Some rows and what they have of all blocks so far.
 template <class P>
 struct Rows {
+    static constexpr int64_t ROWS = P::rows, TILE = (ROWS + WIDTH - 1) / WIDTH * WIDTH;  // in whole vectors
+    static_assert(ROW_BLOCK % ROWS == 0, "whole tiles");
     const Attention& a;
     const Sizes<P> sizes;
     int64_t text, group, begin, count;  // rows of this text and group
@@ -270,6 +318,12 @@ struct Rows {
         }
     }
 
+    // Sums of a tile's rows times their factors.
+    void scale(float* own, const float* factors) {
+        for (int64_t r = 0; r < ROWS; ++r, own += sizes.value)
+            for (int64_t i = 0; i < sizes.value; i += WIDTH) Lanes::store(own + i, Lanes::load(own + i) * Lanes::set1(factors[r]));
+    }
+
     void meet(int64_t block, const uint32_t* packed) {
         const int64_t key = a.first[text] + block * KEY_BLOCK;
         for (int64_t row = 0; row < count; row += ROWS) {
@@ -277,21 +331,27 @@ struct Rows {
             const int64_t from = most(low, 0) / PANEL * PANEL, to = least(whole(most(high, 0), PANEL), KEY_BLOCK);
             if (from >= to) continue;
             const uint32_t* x = queries + row * sizes.key;
-            for (int64_t k = from; k < to; k += PANEL)
-                tile<P, false>(x, sizes.key, packed + k * sizes.key, sizes.key, scores + k, KEY_BLOCK, nullptr);
+            for (int64_t k = from; k < to; k += PANEL) {
+                if constexpr (P::tiled) P::template multiply<false>(x, sizes.key, packed + k * sizes.key, sizes.key, scores + k, KEY_BLOCK);
+                else tile<P, false>(x, sizes.key, packed + k * sizes.key, sizes.key, scores + k, KEY_BLOCK, nullptr);
+            }
             float factors[TILE];
             weigh(row, key, from, to, factors);
             constexpr int64_t steps = KEY_BLOCK / P::numbers;
-            const uint32_t* values = packed + sizes.keys + from / P::numbers * PANEL;
-            for (int64_t panel = 0; panel < sizes.value / PANEL; ++panel, values += steps * PANEL)
-                tile<P, true>(shares + from / P::numbers, steps, values, (to - from) / P::numbers,
-                              sums + row * sizes.value + panel * PANEL, sizes.value, factors);
+            const uint32_t *values = packed + sizes.keys + from / P::numbers * PANEL, *given = shares + from / P::numbers;
+            float* own = sums + row * sizes.value;
+            if constexpr (P::tiled) scale(own, factors);
+            for (int64_t panel = 0; panel < sizes.value / PANEL; ++panel, values += steps * PANEL, own += PANEL) {
+                if constexpr (P::tiled) P::template multiply<true>(given, steps, values, (to - from) / P::numbers, own, sizes.value);
+                else tile<P, true>(given, steps, values, (to - from) / P::numbers, own, sizes.value, factors);
+            }
         }
     }
 };
 
 template <class P>
 void rows_unit(const Attention& a, int64_t unit) {
+    constexpr int64_t ROWS = P::rows;
     const AttentionCall& c = *a.call;
     const int64_t repeated = c.heads / c.groups, all = c.tokens * repeated, pieces = (all + ROW_BLOCK - 1) / ROW_BLOCK;
     const int64_t pair = unit / pieces, place = pieces - 1 - unit % pieces;  // what takes longest comes first
@@ -458,6 +518,14 @@ void attention_rows_all(const Attention& a, int64_t begin, int64_t end) {
     });
 }
 
+#if defined(__AVX512BF16__)
+QUINTET_TILED void attention_rows_tiled(const Attention& a, int64_t begin, int64_t end) {
+    if (a.call->type != BF16) return attention_rows_all(a, begin, end);
+    const Tiles tiles(shapes_of_attention(a.call->head));
+    for (int64_t unit = begin; unit < end; ++unit) rows_unit<TiledPairs>(a, unit);
+}
+#endif
+
 template <int T>
 void pieces_as(const Attention& a, int64_t begin, int64_t end) {
     const int64_t head = a.call->head;
@@ -481,11 +549,14 @@ void attention_joined_all(const Attention& a, int64_t begin, int64_t end) {
 }  // namespace
 }  // namespace quintet
 
-#define QUINTET_INNER(level)                                                                                            \
+// `rows` does the rows of attention.
+#define QUINTET_INNER_WITH(level, rows)                                                                                            \
     namespace quintet {                                                                                                 \
     const Inner level##_inner = {#level,                                                                                \
                                  norm_all, norm_wide_all, widen_all, narrow_all, add_all, rotate_one, encode_all,       \
                                  attend_range, activate_all, softmax_all, columns_all, columns_sum_all,                 \
-                                 attention_bytes_of, attention_pack_all, attention_rows_all, attention_pieces_all,      \
+                                 attention_bytes_of, attention_pack_all, rows, attention_pieces_all,                    \
                                  attention_joined_all, pick_all};                                                       \
     }
+
+#define QUINTET_INNER(level) QUINTET_INNER_WITH(level, attention_rows_all)

@@ -19,7 +19,8 @@ namespace quintet {
 
 const Inner* inner_of(const char* name) {
 #if defined(QUINTET_X86)
-    if (!std::strcmp(name, "amx") || !std::strcmp(name, "avx512")) return &avx512_inner;
+    if (!std::strcmp(name, "amx")) return &amx_inner;
+    if (!std::strcmp(name, "avx512")) return &avx512_inner;
     if (!std::strcmp(name, "avx2")) return &avx2_inner;
 #elif defined(QUINTET_NEON)
     if (!std::strcmp(name, "neon")) return &neon_inner;

@@ -172,6 +172,7 @@ const Inner* inner_of(const char* name);
 extern const Inner portable_inner;
 extern const Inner avx2_inner;
 extern const Inner avx512_inner;
+extern const Inner amx_inner;
 extern const Inner neon_inner;
 
 }  // namespace quintet

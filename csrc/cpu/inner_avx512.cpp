@@ -1,4 +1,5 @@
-// Between the products, level "avx512".
+// Between the products, levels "avx512" and "amx": the same, but for rows of attention in bfloat16, which are multiplied in tiles.
+#include "amx.h"
 #include "inner_f16c.h"
 #include "transpose.h"
 
@@ -34,3 +35,4 @@ struct Lanes {
 #include "attention_body.h"
 
 QUINTET_INNER(avx512)
+QUINTET_INNER_WITH(amx, attention_rows_tiled)

@@ -11,9 +11,8 @@
 
 #include <immintrin.h>
 
+#include "amx.h"
 #include "digits.h"
-
-#define QUINTET_TILED __attribute__((target("amx-tile,amx-bf16")))
 
 namespace quintet {
 namespace {
@@ -29,27 +28,15 @@ inline int64_t strip_bytes(int64_t inputs) { return steps_of_tiles(inputs) * TIL
 
 // ---- instructions ------------------------------------------------------------------------------------------------
 
-// Eight tiles of 16 lines, for as long as this lives: of 64 bytes, or those of x and of sums of so many rows.
-struct Tiles {
-    QUINTET_TILED explicit Tiles(int64_t rows) {
-        alignas(64) uint8_t wanted[64] = {1};
-        for (int tile = 0; tile < 8; ++tile) wanted[16 + 2 * tile] = 64, wanted[48 + tile] = 16;
-        if (rows < STRIP)  // of a strip
-            for (int tile : {0, 2, 6}) wanted[16 + 2 * tile] = uint8_t(4 * rows);
-        __asm__ volatile("ldtilecfg %0" : : "m"(wanted));
-    }
-    QUINTET_TILED ~Tiles() { __asm__ volatile("tilerelease" : : : "memory"); }
-    Tiles(const Tiles&) = delete;
-    Tiles& operator=(const Tiles&) = delete;
-};
+// Tiles of x and of sums have a line's bytes for as many rows as a strip has.
+inline TileShapes shapes_of(int64_t rows) {
+    TileShapes shapes;
+    if (rows < STRIP)
+        for (int tile : {0, 2, 6}) shapes.set(tile, STRIP, 4 * rows);
+    return shapes;
+}
 
-// Sums are in tiles 0 to 3 (output tile * 2 + strip), weights in 4 and 5, x in 6 and 7. "memory": what was stored before must be there.
-#define QUINTET_TILE_LOAD(tile, from, stride) \
-    __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #tile : : "r"(from), "r"(int64_t(stride)) : "memory")
-#define QUINTET_TILE_STORE(tile, to) __asm__ volatile("tilestored %%tmm" #tile ", (%0,%1,1)" : : "r"(to), "r"(int64_t(64)) : "memory")
-#define QUINTET_TILE_ZERO(tile) __asm__ volatile("tilezero %%tmm" #tile : :)
-#define QUINTET_TILE_ADD(sum, weight, x) __asm__ volatile("tdpbf16ps %%tmm" #x ", %%tmm" #weight ", %%tmm" #sum : :)
-
+// Sums are in tiles 0 to 3 (output tile * 2 + strip), weights in 4 and 5, x in 6 and 7.
 template <int O, int S>
 QUINTET_TILED inline void zero_sums() {
     QUINTET_TILE_ZERO(0);
@@ -80,10 +67,10 @@ constexpr int64_t SUMS = STRIP * STRIP;  // numbers of a tile of sums
 // (O, S) tiles of sums, one behind the other.
 template <int O, int S>
 QUINTET_TILED inline void store_sums(float* to) {
-    QUINTET_TILE_STORE(0, to);
-    if (S == 2) QUINTET_TILE_STORE(1, to + SUMS);
-    if (O == 2) QUINTET_TILE_STORE(2, to + S * SUMS);
-    if (O == 2 && S == 2) QUINTET_TILE_STORE(3, to + 3 * SUMS);
+    QUINTET_TILE_STORE(0, to, 64);
+    if (S == 2) QUINTET_TILE_STORE(1, to + SUMS, 64);
+    if (O == 2) QUINTET_TILE_STORE(2, to + S * SUMS, 64);
+    if (O == 2 && S == 2) QUINTET_TILE_STORE(3, to + 3 * SUMS, 64);
 }
 template <int O, int S>
 QUINTET_TILED inline void load_sums(const float* from) {
@@ -96,8 +83,8 @@ QUINTET_TILED inline void load_sums(const float* from) {
 // (O) tiles of narrow lines, without anything between these.
 template <int O>
 QUINTET_TILED inline void store_narrow(float* to, int64_t rows) {
-    __asm__ volatile("tilestored %%tmm0, (%0,%1,1)" : : "r"(to), "r"(4 * rows) : "memory");
-    if (O == 2) __asm__ volatile("tilestored %%tmm2, (%0,%1,1)" : : "r"(to + STRIP * rows), "r"(4 * rows) : "memory");
+    QUINTET_TILE_STORE(0, to, 4 * rows);
+    if (O == 2) QUINTET_TILE_STORE(2, to + STRIP * rows, 4 * rows);
 }
 
 // ---- x -----------------------------------------------------------------------------------------------------------
@@ -388,10 +375,10 @@ QUINTET_TILED __attribute__((noinline)) void unit_scaled(const Unit<C>& m, int64
         if (unit.step < m.steps) unit.template group<1>(), ++count;
         if (unit.step < m.steps) unit.template group<2>(), ++count;
         if (unit.step < m.steps) unit.template group<3>(), ++count;
-        if (count > 0) QUINTET_TILE_STORE(0, stored[at][0]);
-        if (count > 1) QUINTET_TILE_STORE(1, stored[at][1]);
-        if (count > 2) QUINTET_TILE_STORE(2, stored[at][2]);
-        if (count > 3) QUINTET_TILE_STORE(3, stored[at][3]);
+        if (count > 0) QUINTET_TILE_STORE(0, stored[at][0], 64);
+        if (count > 1) QUINTET_TILE_STORE(1, stored[at][1], 64);
+        if (count > 2) QUINTET_TILE_STORE(2, stored[at][2], 64);
+        if (count > 3) QUINTET_TILE_STORE(3, stored[at][3], 64);
         at ^= 1;
         for (int64_t i = 0; i < before; ++i, scales += PAIR) scaled.add(stored[at][i], scales);
         before = count;
@@ -534,7 +521,7 @@ QUINTET_TILED __attribute__((noinline)) void stream_scaled(const TileWeight& m, 
 // needed for a strip.
 template <Code C, class Done>
 QUINTET_TILED void tiles_range(const TileWeight& m, const Strips& x, int64_t begin, int64_t end, void* memory, Done done) {
-    const Tiles tiles(x.rows());
+    const Tiles tiles(shapes_of(x.rows()));
     if (x.count > STRIP) return many_tiles<C>(m, x, begin, end, memory, done);
     alignas(64) float turned[STRIP * PAIR];
     const int64_t at_once = m.each && x.count > 8 ? STRIP : PAIR, of_scales = m.count * (C == MX ? 1 : bytes_of(m.scale_type));

@@ -24,7 +24,7 @@ FEW_TOKENS = 4
 # From so many rows, the heads of a group for each token, blocks pay, and at which levels. Measured on 2 cores against
 # torch's fused kernel: 0.5 to 1.5 times as fast below, 1.4 to 6 times above; `portable` is slower.
 MANY_ROWS = 24
-MANY_LEVELS = ("avx512", "avx2")
+MANY_LEVELS = ("amx", "avx512", "avx2")
 
 _int, _long, _pointer = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
 
