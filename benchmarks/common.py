@@ -132,11 +132,19 @@ def summary(values: dict[str, list[float]], digits: int = 4) -> dict[str, Any]:
 
 
 def peak_rss_mib() -> float:
-    """Return the most memory this process has had resident (VmHWM), in MiB."""
+    """Return the most memory this process has had resident (VmHWM), in MiB.
+
+    Not `ru_maxrss`, which begins with that of the process that started this one.
+    """
     found = re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
     if found is None:
         raise RuntimeError("/proc/self/status has no VmHWM; this benchmark needs Linux.")
     return round(int(found[1]) / 1024, 1)
+
+
+def forget_peak() -> None:
+    """Let `peak_rss_mib` begin anew, with what is resident now."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def child_env(threads: int | None = None) -> dict[str, str]:

@@ -89,12 +89,12 @@ def rotating(make: Callable[[], Any], size: float) -> list[Any]:
     return [make() for _ in range(max(3, int(ROTATED / size)) | 1)]
 
 
-def told(function: Callable[..., Any], activations: str, dtype: Any) -> dict[str, str] | None:
+def told(function: Callable[..., Any], activations: str, dtype: Any, rows: int = 1) -> dict[str, str] | None:
     """Return how a function is told of the activations, None where it knows only those of x's type."""
     from quintet.kernels.integers import activations_for
 
     if "activations" in inspect.signature(function).parameters:
-        return {"activations": activations if activations == "int8" else activations_for(activations, 1, dtype)}
+        return {"activations": activations if activations == "int8" else activations_for(activations, rows, dtype)}
     return {} if activations == "bf16" else None
 
 
@@ -123,8 +123,7 @@ def linear_case(op: str, dtype: str, size: tuple[int, int], activations: str) ->
         "int4_linear": native_int4_linear, "mxfp4_matvec": native_mxfp4_matvec,
     }[op]  # fmt: skip
     unpacked = op in ("matvec", "matmul")
-    options = told(native, activations, kind)
-    if options is None:
+    if told(native, activations, kind) is None:
         return None
     if op == "mxfp4_matvec":
         shape = (outputs, inputs // 32)
@@ -152,6 +151,7 @@ def linear_case(op: str, dtype: str, size: tuple[int, int], activations: str) ->
 
     def ways(rows: int) -> dict[str, Way]:
         x = torch.randn(rows, inputs).to(kind)
+        options = told(native, activations, kind, rows) or {}
         return taken(
             {
                 "torch": lambda i: torch.nn.functional.linear(x, plains[i % len(plains)][0]),
@@ -200,9 +200,6 @@ def experts_case(shape: str, activations: str) -> Case | None:
     from quintet.quant.packed_experts import PackedExperts
 
     experts, hidden, inner = EXPERTS[shape]
-    options = told(native_mxfp4_experts, activations, torch.bfloat16)
-    if options is None:
-        return None
     made = PackedExperts(experts, hidden, inner).to(torch.bfloat16)
     for name, parameter in made.named_parameters():
         if name.endswith("blocks"):
@@ -216,7 +213,7 @@ def experts_case(shape: str, activations: str) -> Case | None:
         asked = [torch.stack([torch.randperm(experts)[:ASKED] for _ in range(rows)]) for _ in range(31)]
 
         def native(i: int) -> Any:
-            return native_mxfp4_experts(x, asked[i % 31], weights, made.stacks(), 1.702, 7.0, **options)
+            return native_mxfp4_experts(x, asked[i % 31], weights, made.stacks(), 1.702, 7.0, activations)
 
         return taken({"torch": lambda i: RoutedExperts.forward(made, x, asked[i % 31], weights), "native": native})
 

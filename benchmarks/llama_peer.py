@@ -8,9 +8,10 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
-import resource
 import time
 from typing import Any
+
+import common
 
 
 def _batch(llama: Any, ids: list[list[int]], position: int, sequences: list[int]) -> Any:
@@ -102,7 +103,7 @@ def main() -> None:
         for n in range(max(args.new // 2, 8)):
             steps.append(_decode(llama, context, _batch(llama, [[9 + n + one] for one in every], args.past + n, every)))
         result["batch_s"] = sorted(steps)[len(steps) // 2]
-    result["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    result["peak_mb"] = common.peak_rss_mib()
     result["version"] = llama.__version__
     print(json.dumps(result))
 

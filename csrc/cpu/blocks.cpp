@@ -73,7 +73,7 @@ struct Run {
         if (m.kind < 4)
             return (many() ? quintet_matmul : quintet_matvec)(type, rows, m.inputs, m.outputs, m.weight, m.stride, x, m.inputs, m.bias,
                                                               out, step.threads);
-        return quintet_integers(m.kind, type, m.scale_type, many() ? m.activations : chosen_level()->few_rows(), rows, m.inputs, m.outputs, m.group,
+        return quintet_integers(m.kind, type, m.scale_type, many() ? m.activations : AS_THEY_ARE, rows, m.inputs, m.outputs, m.group,
                                 static_cast<const uint8_t*>(m.weight), m.scales, static_cast<const uint8_t*>(m.zeros), x,
                                 m.inputs, m.bias, out, step.threads);
     }
@@ -218,7 +218,7 @@ int routed(const Run& run, const Block& m, const void* x, const Buffers& b) {
         for (const auto& [index, weight] : chosen) indices.push_back(index), shares.push_back(weight);
     }
     if (code) return code;
-    return quintet_mxfp4_experts(run.step.type, run.many() ? m.activations : chosen_level()->few_rows(), run.rows, m.experts, m.chosen, run.step.width, m.inner, m.gate_up_blocks,
+    return quintet_mxfp4_experts(run.step.type, run.many() ? m.activations : AS_THEY_ARE, run.rows, m.experts, m.chosen, run.step.width, m.inner, m.gate_up_blocks,
                                  m.gate_up_scales, m.gate_up_bias, m.down_blocks, m.down_scales, m.down_bias,
                                  indices.data(), shares.data(), x, b.added, m.alpha, m.limit, run.step.threads);
 }

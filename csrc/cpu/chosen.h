@@ -1,6 +1,8 @@
 // Which way packed weights are multiplied in (AVX-512): by what the activations are to be.
 #pragma once
 
+#include <algorithm>
+
 #include "digits.h"
 #include "entries.h"
 #include "matmul.h"
@@ -10,7 +12,8 @@ namespace quintet {
 namespace {
 
 // One digit for activations of 8 bits; of the others bfloat16 has products of its own, float32 keeps all of its bits, and
-// two digits are for the rest. Tiles are for those who ask for them, where the CPU has them.
+// two digits are for the rest. Tiles, where the CPU has them, are for those who ask for them, and for
+// experts; few rows with whole numbers wait less with two digits than for tiles to be filled.
 template <class V, bool tiles>
 struct Chosen {
     using All = Entries<V>;
@@ -18,30 +21,30 @@ struct Chosen {
     using Two = Entries<V, InDigits<V, 2>>;
     using Own = Entries<V, InBfloat16<V>>;
     using Tiled = Entries<V, InTiles>;
-    static bool tiled(int type, int activations) { return tiles && activations == IN_TILES && type == BF16; }
+    template <class M>
+    static bool tiled(const M& m) { return tiles && m.type == BF16 && m.activations == IN_TILES; }
+    static bool tiled(const Experts& m) { return tiles && m.type == BF16 && m.activations != ROUNDED; }
     // whatever the format
     static size_t packed_bytes(int type, int activations, int64_t inputs) {
-        if (tiled(type, activations)) return InTiles::bytes(inputs);
         if (activations == ROUNDED) return InDigits<V, 1>::bytes(inputs);
         if (type == FP32) return InFloat<V>::bytes(inputs);
-        const size_t two = InDigits<V, 2>::bytes(inputs), own = InBfloat16<V>::bytes(inputs);
-        return two > own ? two : own;
+        const size_t tile = tiles ? InTiles::bytes(inputs) : 0, two = InDigits<V, 2>::bytes(inputs), own = InBfloat16<V>::bytes(inputs);
+        return std::max({two, own, tile});
     }
     static size_t packed_memory(int type, int activations, int64_t inputs) {
-        if (tiled(type, activations)) return InTiles::memory(inputs);
         if (activations == ROUNDED) return InDigits<V, 1>::memory(inputs);
         if (type == FP32) return InFloat<V>::memory(inputs);
-        const size_t two = InDigits<V, 2>::memory(inputs), own = InBfloat16<V>::memory(inputs);
-        return two > own ? two : own;
+        const size_t tile = tiles ? InTiles::memory(inputs) : 0, two = InDigits<V, 2>::memory(inputs), own = InBfloat16<V>::memory(inputs);
+        return std::max({two, own, tile});
     }
-    static bool own(const Integers& m) { return m.type == BF16 && InBfloat16<V>::takes(m); }
+    static bool own(const Integers& m) { return !tiles && m.type == BF16 && InBfloat16<V>::takes(m); }
     static bool own(const Packed& m) { return m.type == BF16; }
     static bool own(const Experts& m) { return m.type == BF16; }
 #define QUINTET_CHOOSE(name, Args)                                \
     template <class... More>                                      \
     static void name(const Args& m, More... more) {               \
         if constexpr (tiles)                                      \
-            if (tiled(m.type, m.activations)) return Tiled::name(m, more...); \
+            if (tiled(m)) return Tiled::name(m, more...);         \
         if (m.activations == ROUNDED) One::name(m, more...);      \
         else if (m.type == FP32) All::name(m, more...);           \
         else if (own(m)) Own::name(m, more...);                   \

@@ -80,10 +80,10 @@ bool sane(int type, int64_t rows, int64_t inputs, int64_t outputs, int64_t x_str
 bool known(int activations) { return activations == AS_THEY_ARE || activations == ROUNDED || activations == IN_TILES; }
 
 // Whether rows are prepared in strips.
-bool in_strips(int type, int activations) { return level->tiles && type == BF16 && activations == IN_TILES; }
 bool in_strips(const Matvec&) { return false; }
+bool in_strips(const Experts& m) { return level->tiles && m.type == BF16 && m.activations != ROUNDED; }
 template <class M>
-bool in_strips(const M& m) { return in_strips(m.type, m.activations); }
+bool in_strips(const M& m) { return level->tiles && m.type == BF16 && m.activations == IN_TILES; }
 
 int64_t inputs_of(const Packed& m) { return m.groups * GROUP; }
 template <class M>

@@ -80,13 +80,6 @@ QUINTET_TILED inline void load_sums(const float* from) {
     if (O == 2 && S == 2) QUINTET_TILE_LOAD(3, from + 3 * SUMS, 64);
 }
 
-// (O) tiles of narrow lines, without anything between these.
-template <int O>
-QUINTET_TILED inline void store_narrow(float* to, int64_t rows) {
-    QUINTET_TILE_STORE(0, to, 4 * rows);
-    if (O == 2) QUINTET_TILE_STORE(2, to + STRIP * rows, 4 * rows);
-}
-
 // ---- x -----------------------------------------------------------------------------------------------------------
 
 // Rows of a strip of so many, of which the last ones are the last one again: a power of two.
@@ -192,26 +185,25 @@ inline void ask_for_later(const void* address) { __asm__ volatile("prefetcht1 %0
 // Steps of N outputs, from `output` on; behind the last one it again.
 template <Code C, int N>
 struct Lines {
-    const uint8_t* from[N];
-    const uint8_t* by[N];  // scales of MXFP4, zeros
-    int64_t output, each, whole;
-    __mmask32 rest;        // of the step behind the whole ones
+    const uint8_t *from, *by;  // weights of the first; scales of MXFP4
+    int64_t output, last;      // which is the first, and how many lines follow it
+    const uint8_t* zeros;
+    int64_t pitch, count, each, whole;
+    __mmask32 rest;            // of the step behind the whole ones
     __m512i shifts;
-    explicit Lines(const TileWeight& m) : each(m.each), whole(m.inputs / STEP), rest((__mmask32(1) << m.inputs % STEP) - 1) {
+    explicit Lines(const TileWeight& m)
+        : zeros(m.zeros), pitch(m.pitch), count(m.count), each(m.each), whole(m.inputs / STEP), rest((__mmask32(1) << m.inputs % STEP) - 1) {
         alignas(64) uint16_t of_lane[32];
         for (int i = 0; i < 32; ++i) of_lane[i] = uint16_t(i / 8 * 4);
         shifts = _mm512_load_si512(of_lane);
     }
     void move(const TileWeight& m, int64_t first, int64_t end) {
-        output = first;
-        for (int64_t i = 0; i < N; ++i) {
-            const int64_t at = first + i < end ? first + i : end - 1;
-            from[i] = m.weight + at * m.pitch;
-            by[i] = C == MX ? static_cast<const uint8_t*>(m.scales) + at * m.count : C == ZERO ? m.zeros + at / 8 * m.count * 4 : nullptr;
-        }
+        output = first, last = (end - first < N ? end - first : N) - 1;
+        from = m.weight + first * m.pitch;
+        by = static_cast<const uint8_t*>(m.scales) + (C == MX ? first * m.count : 0);
     }
-    QUINTET_INLINED __m512i at(int64_t i, int64_t step) const {
-        const uint8_t* weights = from[i] + step * step_bytes<C>;
+    QUINTET_INLINED __m512i at(int64_t i, int64_t step, __m512i shift) const {
+        const uint8_t* weights = from + i * pitch + step * step_bytes<C>;
         if constexpr (C == PLAIN) {
             return step < whole ? _mm512_loadu_si512(weights) : _mm512_maskz_loadu_epi16(rest, weights);
         } else if constexpr (C == BYTES) {
@@ -221,10 +213,27 @@ struct Lines {
             return (__m512i)_mm512_cvtne2ps_pbh(high, low);
         } else {
             const uint16_t* means = meanings.whole[8];
-            if constexpr (C == MX) means = meanings.power[by[i][step]];
-            if constexpr (C == ZERO) means = meanings.whole[zero_code(by[i], each ? uint32_t(step) / uint32_t(each) : 0, int((output + i) % 8 * 4))];
+            if constexpr (C == MX) means = meanings.power[by[i * count + step]];
+            if constexpr (C == ZERO) {
+                const int64_t group = each ? uint32_t(step) / uint32_t(each) : 0;
+                means = meanings.whole[zero_code(zeros + (output + i) / 8 * count * 4, group, int((output + i) % 8 * 4))];
+            }
             const __m512i codes = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(weights)));
-            return _mm512_permutexvar_epi16(_mm512_srlv_epi16(codes, shifts), _mm512_load_si512(means));
+            return _mm512_permutexvar_epi16(_mm512_srlv_epi16(codes, shift), _mm512_load_si512(means));
+        }
+    }
+    // All lines of a step, 64 bytes each; `also(i)` is done with line i.
+    template <class Also>
+    QUINTET_INLINED void unpack(int64_t step, char* to, Also also) const {
+        __m512i shift = shifts;
+        __asm__("" : "+v"(shift));  // in a register
+        if (last == N - 1) {
+            quintet::each<N>([&](auto i) QUINTET_INLINED {
+                also(i);
+                _mm512_store_si512(to + 64 * i, at(i, step, shift));
+            });
+        } else {
+            for (int64_t i = 0; i < N; ++i) _mm512_store_si512(to + 64 * i, at(i < last ? i : last, step, shift));
         }
     }
 };
@@ -292,14 +301,12 @@ struct Unit {
     int64_t first = 0, steps = 0, further = 0;
     Unit(const TileWeight& m, char* memory) : lines(m), tiles(memory), scales(reinterpret_cast<float*>(memory + RUN * 2 * TILE)) {}
     void unpack() {
-        for (int64_t step = 0; step < steps; ++step)
-#pragma GCC unroll 8
-            for (int64_t i = 0; i < PAIR; ++i) _mm512_store_si512(tiles + step * 2 * TILE + 64 * i, lines.at(i, first + step));
+        for (int64_t step = 0; step < steps; ++step) lines.unpack(first + step, tiles + step * 2 * TILE, [](int64_t) {});
     }
     QUINTET_INLINED void ask(int64_t step, int64_t begin, int64_t end) const {
         const int64_t at = (first + step) * step_bytes<C>;
         if (at % 64) return;
-        for (int64_t i = begin; i < end; ++i) ask_for_later(lines.from[i] + at + further);
+        for (int64_t i = begin; i < end; ++i) ask_for_later(lines.from + i * lines.pitch + at + further);
     }
 };
 
@@ -431,90 +438,80 @@ QUINTET_TILED void many_tiles(const TileWeight& m, const Strips& x, int64_t begi
     }
 }
 
-// Weights of 16 O outputs on their way from memory: unpacked some steps before they are multiplied, as what was just written is not
+// Weights of 16 outputs on their way from memory: unpacked some steps before they are multiplied, as what was just written is not
 // there yet for tiles.
-template <Code C, int O>
+template <Code C>
 struct Stream {
-    static constexpr int64_t LEAD = 3, SLOTS = 4;
-    static constexpr int64_t LINES = O * STRIP;
-    Lines<C, int(LINES)> lines;
+    static constexpr int64_t LEAD = 1, SLOTS = 2;
+    Lines<C, int(STRIP)> lines;
     int64_t steps;
     const char* further;  // the outputs that follow, whose lines are asked for in their order
-    alignas(64) char tiles[SLOTS * O * TILE];
+    alignas(64) char tiles[SLOTS * TILE];
     QUINTET_INLINED Stream(const TileWeight& m, int64_t first, int64_t last)
-        : lines(m), steps(steps_of_tiles(m.inputs)), further(reinterpret_cast<const char*>(m.weight) + (first + LINES) * m.pitch) {
+        : lines(m), steps(steps_of_tiles(m.inputs)), further(reinterpret_cast<const char*>(m.weight) + (first + STRIP) * m.pitch) {
         lines.move(m, first, last);
         for (int64_t step = 0; step < LEAD && step < steps; ++step) unpack(step);
     }
     QUINTET_INLINED void unpack(int64_t step) {
-        char* to = tiles + step % SLOTS * O * TILE;
-#pragma GCC unroll 32
-        for (int64_t i = 0; i < LINES; ++i) {
-            if (i * step_bytes<C> % 64 == 0) ask_for(further + i * step_bytes<C>);
-            _mm512_store_si512(to + 64 * i, lines.at(i, step));
-        }
-        further += LINES * step_bytes<C>;
+        lines.unpack(step, tiles + step % SLOTS * TILE, [&](int64_t i) QUINTET_INLINED {
+            if (i * step_bytes<C> % 64 == 0) ask_for_later(further + i * step_bytes<C>);
+        });
+        further += STRIP * step_bytes<C>;
     }
     // One after the other.
     QUINTET_INLINED const char* at(int64_t step) {
         if (step + LEAD < steps) unpack(step + LEAD);
-        return tiles + step % SLOTS * O * TILE;
+        return tiles + step % SLOTS * TILE;
     }
 };
 
-// Sums of 16 O outputs and a strip.
-template <Code C, int O>
+// Sums of 16 outputs and a strip.
+template <Code C>
 QUINTET_TILED __attribute__((noinline)) void stream_sums(const TileWeight& m, const Strips& x, int64_t output, int64_t end, float* turned) {
-    alignas(64) float stored[O * SUMS];
+    alignas(64) float stored[SUMS];
     const int64_t width = 4 * x.rows();
     const char* from = x.x;
-    Stream<C, O> stream(m, output, end);
-    zero_sums<O, 1>();
-    for (int64_t step = 0; step < stream.steps; ++step, from += STRIP * width) add_step<O, 1>(stream.at(step), from, width, 0);
-    store_sums<O, 1>(stored);
-    turn_sums<O, 1>(stored, turned);
+    Stream<C> stream(m, output, end);
+    zero_sums<1, 1>();
+    for (int64_t step = 0; step < stream.steps; ++step, from += STRIP * width) add_step<1, 1>(stream.at(step), from, width, 0);
+    store_sums<1, 1>(stored);
+    turn_sums<1, 1>(stored, turned);
 }
 
 // The same with scales of groups, for strips whose lines are of W rows: what is stored of a tile are W vectors, each of 16 / W outputs.
 template <Code C, int W>
 QUINTET_TILED __attribute__((noinline)) void stream_scaled(const TileWeight& m, const Strips& x, int64_t output, int64_t end, float* turned) {
-    constexpr int O = W < STRIP ? 2 : 1;  // what fits into registers
     constexpr int64_t SOME = 64;          // groups whose scales are turned at a time
     constexpr int each_of_vector = int(STRIP) / W;
-    alignas(64) float scales[SOME * PAIR], stored[STORED][O * STRIP * W];
+    alignas(64) float scales[SOME * STRIP], stored[STORED][STRIP * W];
     alignas(64) int32_t of_lane[STRIP];
     for (int i = 0; i < STRIP; ++i) of_lane[i] = i / W;
     const __m512i lanes = _mm512_load_si512(of_lane);
     const char* from = x.x;
-    Stream<C, O> stream(m, output, end);
-    __m512 acc[O][W];
-    each<O>([&](auto o) QUINTET_INLINED { each<W>([&](auto v) QUINTET_INLINED { acc[o][v] = _mm512_setzero_ps(); }); });
+    Stream<C> stream(m, output, end);
+    __m512 acc[W];
+    each<W>([&](auto v) QUINTET_INLINED { acc[v] = _mm512_setzero_ps(); });
     int64_t step = 0;
     for (int64_t group = 0; group < m.count + LAG; ++group) {
         if (group < m.count) {
-            zero_sums<O, 1>();
-            for (const int64_t stop = step + m.each; step < stop; ++step, from += TILE * W / STRIP) add_step<O, 1>(stream.at(step), from, 4 * W, 0);
-            store_narrow<O>(stored[group % STORED], W);
+            zero_sums<1, 1>();
+            for (const int64_t stop = step + m.each; step < stop; ++step, from += TILE * W / STRIP) add_step<1, 1>(stream.at(step), from, 4 * W, 0);
+            QUINTET_TILE_STORE(0, stored[group % STORED], 4 * W);
         }
         const int64_t before = group - LAG;
         if (before < 0) continue;
-        if (before % SOME == 0) {
-            turn_scales(m, output, end, before, SOME, scales, PAIR);
-            if (O == 2) turn_scales(m, output + STRIP < end ? output + STRIP : end - 1, end, before, SOME, scales + STRIP, PAIR);
-        }
-        each<O>([&](auto o) QUINTET_INLINED {
-            const __m512 of_group = _mm512_load_ps(scales + before % SOME * PAIR + o * STRIP);
-            each<W>([&](auto v) QUINTET_INLINED {
-                const __m512i which = _mm512_add_epi32(lanes, _mm512_set1_epi32(v * each_of_vector));
-                const __m512 sum = _mm512_load_ps(stored[before % STORED] + (o * W + v) * STRIP);
-                acc[o][v] = _mm512_fmadd_ps(sum, W == 1 ? of_group : _mm512_permutexvar_ps(which, of_group), acc[o][v]);
-            });
+        if (before % SOME == 0) turn_scales(m, output, end, before, SOME, scales, STRIP);
+        const __m512 of_group = _mm512_load_ps(scales + before % SOME * STRIP);
+        each<W>([&](auto v) QUINTET_INLINED {
+            const __m512i which = _mm512_add_epi32(lanes, _mm512_set1_epi32(v * each_of_vector));
+            const __m512 sum = _mm512_load_ps(stored[before % STORED] + v * STRIP);
+            acc[v] = _mm512_fmadd_ps(sum, W == 1 ? of_group : _mm512_permutexvar_ps(which, of_group), acc[v]);
         });
     }
-    alignas(64) float flat[O * STRIP * W];
-    each<O>([&](auto o) QUINTET_INLINED { each<W>([&](auto v) QUINTET_INLINED { _mm512_store_ps(flat + (o * W + v) * STRIP, acc[o][v]); }); });
+    alignas(64) float flat[STRIP * W];
+    each<W>([&](auto v) QUINTET_INLINED { _mm512_store_ps(flat + v * STRIP, acc[v]); });
     for (int64_t r = 0; r < x.count; ++r)
-        for (int64_t o = 0; o < O * STRIP; ++o) turned[r * PAIR + o] = flat[o * W + r];
+        for (int64_t o = 0; o < STRIP; ++o) turned[r * PAIR + o] = flat[o * W + r];
 }
 
 // `done(row, output, count, sums)` takes the sums of a row and up to PAIR outputs, not yet times the scale of an output. No memory is
@@ -524,12 +521,12 @@ QUINTET_TILED void tiles_range(const TileWeight& m, const Strips& x, int64_t beg
     const Tiles tiles(shapes_of(x.rows()));
     if (x.count > STRIP) return many_tiles<C>(m, x, begin, end, memory, done);
     alignas(64) float turned[STRIP * PAIR];
-    const int64_t at_once = m.each && x.count > 8 ? STRIP : PAIR, of_scales = m.count * (C == MX ? 1 : bytes_of(m.scale_type));
-    ask_for_all(m.weight + begin * m.pitch, at_once * m.pitch < 16384 ? at_once * m.pitch : 16384);
-    for (; begin < end; begin += at_once) {
-        if (of_scales) ask_for_all(static_cast<const char*>(m.scales) + (begin + at_once) * of_scales, at_once * of_scales);
+    const int64_t of_scales = m.count * (C == MX ? 1 : bytes_of(m.scale_type));
+    ask_for_all(m.weight + begin * m.pitch, STRIP * m.pitch < 16384 ? STRIP * m.pitch : 16384);
+    for (; begin < end; begin += STRIP) {
+        if (of_scales) ask_for_all(static_cast<const char*>(m.scales) + (begin + STRIP) * of_scales, STRIP * of_scales);
         if (!m.each) {
-            stream_sums<C, 2>(m, x, begin, end, turned);
+            stream_sums<C>(m, x, begin, end, turned);
         } else {
             switch (x.rows()) {
                 case 1: stream_scaled<C, 1>(m, x, begin, end, turned); break;
@@ -539,7 +536,7 @@ QUINTET_TILED void tiles_range(const TileWeight& m, const Strips& x, int64_t beg
                 default: stream_scaled<C, STRIP>(m, x, begin, end, turned);
             }
         }
-        for (int64_t r = 0; r < x.count; ++r) done(r, begin, end - begin < at_once ? end - begin : at_once, turned + r * PAIR);
+        for (int64_t r = 0; r < x.count; ++r) done(r, begin, end - begin < STRIP ? end - begin : STRIP, turned + r * PAIR);
     }
 }
 

@@ -46,11 +46,11 @@ def check_everything() -> None:
             weight, x = torch.randn(1001, 96), torch.randn(2, 96).to(dtype)
             q, scale = quantize_int8(weight, group)
             found = native_head_topk(x, q, 9, scale.to(dtype))
-            same_as_sorted(found, native_int8_linear(x, q, scale.to(dtype), None, "tiles"), 9)
+            same_as_sorted(found, native_int8_linear(x, q, scale.to(dtype)), 9)
         for symmetric in (True, False):
             packed, scale, zeros = quantize_int4(torch.randn(1001, 96), 32, symmetric)
             found = native_head_topk(x, packed, 9, scale, zeros)
-            same_as_sorted(found, native_int4_linear(x, packed, scale, zeros, None, "tiles"), 9)
+            same_as_sorted(found, native_int4_linear(x, packed, scale, zeros), 9)
 
 
 @needs_native

@@ -157,9 +157,11 @@ def activations_for(choice: str, rows: int, dtype: torch.dtype) -> str:
         rows: Of x.
         dtype: Of x.
     """
+    if rows <= FEW_ROWS:
+        return "bf16"
     tiles = dtype == torch.bfloat16 and has_tile_products()
-    byte_products = dtype in (torch.bfloat16, torch.float16) and has_byte_products() and not tiles
-    if rows > FEW_ROWS and (choice == "int8" or (choice == "auto" and byte_products)):
+    byte_products = dtype in (torch.bfloat16, torch.float16) and not tiles and has_byte_products()
+    if choice == "int8" or (choice == "auto" and byte_products):
         return "int8"
     return "tiles" if tiles else "bf16"
 
