@@ -1,8 +1,6 @@
 // Which way packed weights are multiplied in (AVX-512): by what the activations are to be.
 #pragma once
 
-#include <algorithm>
-
 #include "digits.h"
 #include "entries.h"
 #include "matmul.h"
@@ -12,8 +10,8 @@ namespace quintet {
 namespace {
 
 // One digit for activations of 8 bits; of the others bfloat16 has products of its own, float32 keeps all of its bits, and
-// two digits are for the rest. Tiles, where the CPU has them, are for those who ask for them, and for
-// experts; few rows with whole numbers wait less with two digits than for tiles to be filled.
+// two digits are for the rest. Tiles are the way of bfloat16 where the CPU has them; a single weight in MXFP4
+// takes them when somebody asks, as they do not know numbers below 2^-126.
 template <class V, bool tiles>
 struct Chosen {
     using All = Entries<V>;
@@ -22,20 +20,21 @@ struct Chosen {
     using Own = Entries<V, InBfloat16<V>>;
     using Tiled = Entries<V, InTiles>;
     template <class M>
-    static bool tiled(const M& m) { return tiles && m.type == BF16 && m.activations == IN_TILES; }
-    static bool tiled(const Experts& m) { return tiles && m.type == BF16 && m.activations != ROUNDED; }
+    static bool tiled(const M& m) { return tiles && m.type == BF16 && m.activations != ROUNDED; }
+    static bool tiled(const Packed& m) { return tiles && m.type == BF16 && m.activations == IN_TILES; }
+    static size_t most(size_t a, size_t b) { return a > b ? a : b; }
     // whatever the format
     static size_t packed_bytes(int type, int activations, int64_t inputs) {
         if (activations == ROUNDED) return InDigits<V, 1>::bytes(inputs);
         if (type == FP32) return InFloat<V>::bytes(inputs);
         const size_t tile = tiles ? InTiles::bytes(inputs) : 0, two = InDigits<V, 2>::bytes(inputs), own = InBfloat16<V>::bytes(inputs);
-        return std::max({two, own, tile});
+        return most(tile, most(two, own));
     }
     static size_t packed_memory(int type, int activations, int64_t inputs) {
         if (activations == ROUNDED) return InDigits<V, 1>::memory(inputs);
         if (type == FP32) return InFloat<V>::memory(inputs);
         const size_t tile = tiles ? InTiles::memory(inputs) : 0, two = InDigits<V, 2>::memory(inputs), own = InBfloat16<V>::memory(inputs);
-        return std::max({two, own, tile});
+        return most(tile, most(two, own));
     }
     static bool own(const Integers& m) { return !tiles && m.type == BF16 && InBfloat16<V>::takes(m); }
     static bool own(const Packed& m) { return m.type == BF16; }

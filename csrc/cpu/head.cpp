@@ -131,7 +131,7 @@ int quintet_head_topk(int bits, int type, int scale_type, int64_t rows, int64_t 
     c.slice = CHUNK * std::max<int64_t>(1, chunks / SLICES);
     c.held = std::min(wanted, c.slice);
     const int64_t slices = (outputs + c.slice - 1) / c.slice;
-    const size_t prepared = (bits ? level->packed_bytes(type, AS_THEY_ARE, inputs) : level->matvec_bytes(type, inputs)) * size_t(rows);
+    const size_t prepared = (bits ? level->packed_bytes(type, AS_THEY_ARE, inputs) : level->matvec_bytes(type, inputs)) * size_t(whole_strips(rows));
     const size_t ranks = size_t(slices * c.held) * 8, each = size_t(slices * rows);
     if (!arena.reset(prepared + ranks * size_t(rows + 1) + each * (8 + sizeof(Total)) + sizeof(std::atomic<int64_t>) * FEW_ROWS + 8 * 64))
         return NO_MEMORY;

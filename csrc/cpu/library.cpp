@@ -81,9 +81,9 @@ bool known(int activations) { return activations == AS_THEY_ARE || activations =
 
 // Whether rows are prepared in strips.
 bool in_strips(const Matvec&) { return false; }
-bool in_strips(const Experts& m) { return level->tiles && m.type == BF16 && m.activations != ROUNDED; }
+bool in_strips(const Packed& m) { return level->tiles && m.type == BF16 && m.activations == IN_TILES; }
 template <class M>
-bool in_strips(const M& m) { return level->tiles && m.type == BF16 && m.activations == IN_TILES; }
+bool in_strips(const M& m) { return level->tiles && m.type == BF16 && m.activations != ROUNDED; }
 
 int64_t inputs_of(const Packed& m) { return m.groups * GROUP; }
 template <class M>

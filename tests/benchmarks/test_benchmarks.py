@@ -199,8 +199,10 @@ def test_quantization_without_texts(tmp_path: Path) -> None:
 
 def test_report_fills_the_page_and_checks_it(results: list[dict], tmp_path: Path) -> None:
     lines, page = tmp_path / "results.jsonl", tmp_path / "page.md"
+    with_tiles = {**results[0], "ratio": 98.0, "machine": {**results[0]["machine"], "level": "amx"}}
+    results = [{**result, "machine": {**result["machine"], "level": "avx512"}} for result in results]
     older = {**results[0], "ratio": 99.0}
-    lines.write_text("".join(json.dumps(r) + "\n" for r in [older, *results]), encoding="utf-8")
+    lines.write_text("".join(json.dumps(r) + "\n" for r in [older, *results, with_tiles]), encoding="utf-8")
     page.write_text("# A\n<!-- table: decode -->\n<!-- end -->\n<!-- table: micro -->\nold\n<!-- end -->\n", "utf-8")
 
     def report(*options: str) -> int:
