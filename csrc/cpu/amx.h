@@ -5,7 +5,11 @@
 
 #include <cstdint>
 
+#if defined(__clang__)  // which looks at what is in assembler too
 #define QUINTET_TILED __attribute__((target("amx-tile,amx-bf16")))
+#else
+#define QUINTET_TILED
+#endif
 
 namespace quintet {
 namespace {

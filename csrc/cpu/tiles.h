@@ -310,6 +310,20 @@ struct Unit {
     }
 };
 
+// Where a run that begins with step `first` ends. It has whole groups, or so much of a long one: what is scaled together is the same for any
+// number of rows.
+inline int64_t end_of_run(const TileWeight& m, int64_t first) {
+    const int64_t steps = steps_of_tiles(m.inputs);
+    int64_t end = first + RUN;
+    if (m.each > RUN) {
+        const int64_t group = (first / m.each + 1) * m.each;
+        end = end < group ? end : group;
+    } else if (m.each) {
+        end = first + RUN / m.each * m.each;
+    }
+    return end < steps ? end : steps;
+}
+
 // Which of the outputs one of several loops asks for.
 struct Share {
     int64_t begin, end;
@@ -406,10 +420,10 @@ QUINTET_TILED void many_tiles(const TileWeight& m, const Strips& x, int64_t begi
     for (; begin < end; begin += PAIR) {
         const int64_t here = end - begin < PAIR ? end - begin : PAIR;
         unit.lines.move(m, begin, end);
-        for (int64_t first = 0; first < steps; first += RUN) {
-            unit.first = first, unit.steps = steps - first < RUN ? steps - first : RUN;
+        for (int64_t first = 0; first < steps; first += unit.steps) {
+            unit.first = first, unit.steps = end_of_run(m, first) - first;
             const bool last = first + unit.steps == steps;
-            unit.further = last ? PAIR * m.pitch - first * step_bytes<C> : RUN * step_bytes<C>;
+            unit.further = last ? PAIR * m.pitch - first * step_bytes<C> : unit.steps * step_bytes<C>;
             unit.unpack();
             if (m.each) {
                 const int64_t group = first / m.each, count = (first + unit.steps - 1) / m.each - group + 1;
@@ -481,7 +495,7 @@ QUINTET_TILED __attribute__((noinline)) void stream_sums(const TileWeight& m, co
 // The same with scales of groups, for strips whose lines are of W rows: what is stored of a tile are W vectors, each of 16 / W outputs.
 template <Code C, int W>
 QUINTET_TILED __attribute__((noinline)) void stream_scaled(const TileWeight& m, const Strips& x, int64_t output, int64_t end, float* turned) {
-    constexpr int64_t SOME = 64;          // groups whose scales are turned at a time
+    constexpr int64_t SOME = 64;  // groups whose scales are turned at a time
     constexpr int each_of_vector = int(STRIP) / W;
     alignas(64) float scales[SOME * STRIP], stored[STORED][STRIP * W];
     alignas(64) int32_t of_lane[STRIP];
@@ -491,17 +505,23 @@ QUINTET_TILED __attribute__((noinline)) void stream_scaled(const TileWeight& m, 
     Stream<C> stream(m, output, end);
     __m512 acc[W];
     each<W>([&](auto v) QUINTET_INLINED { acc[v] = _mm512_setzero_ps(); });
-    int64_t step = 0;
-    for (int64_t group = 0; group < m.count + LAG; ++group) {
-        if (group < m.count) {
+    int64_t step = 0, group = 0, left = LAG, group_of[STORED], turned_from = -SOME;
+    for (int64_t part = 0; left; ++part) {  // of a group, or all of it
+        if (step < stream.steps) {
             zero_sums<1, 1>();
-            for (const int64_t stop = step + m.each; step < stop; ++step, from += TILE * W / STRIP) add_step<1, 1>(stream.at(step), from, 4 * W, 0);
-            QUINTET_TILE_STORE(0, stored[group % STORED], 4 * W);
+            const int64_t behind = (group + 1) * m.each, stop = behind - step < RUN ? behind : step + RUN;
+            for (; step < stop; ++step, from += TILE * W / STRIP) add_step<1, 1>(stream.at(step), from, 4 * W, 0);
+            QUINTET_TILE_STORE(0, stored[part % STORED], 4 * W);
+            group_of[part % STORED] = group;
+            group += step == behind;
+        } else {
+            --left;
         }
-        const int64_t before = group - LAG;
+        const int64_t before = part - LAG;
         if (before < 0) continue;
-        if (before % SOME == 0) turn_scales(m, output, end, before, SOME, scales, STRIP);
-        const __m512 of_group = _mm512_load_ps(scales + before % SOME * STRIP);
+        const int64_t its_group = group_of[before % STORED];
+        if (its_group >= turned_from + SOME) turn_scales(m, output, end, turned_from = its_group, SOME, scales, STRIP);
+        const __m512 of_group = _mm512_load_ps(scales + (its_group - turned_from) * STRIP);
         each<W>([&](auto v) QUINTET_INLINED {
             const __m512i which = _mm512_add_epi32(lanes, _mm512_set1_epi32(v * each_of_vector));
             const __m512 sum = _mm512_load_ps(stored[before % STORED] + v * STRIP);

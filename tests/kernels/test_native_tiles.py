@@ -63,6 +63,23 @@ def test_more_rows_than_are_prepared_at_a_time(rows: int, outputs: int, inputs: 
             assert torch.equal(product(x[row : row + 1])[0], got[row]), "a row depends on its batch"
 
 
+@pytest.mark.parametrize("group", [32, 96, 160, 192, 256, 288, 512])
+def test_groups_of_any_length_are_summed_up_alike(group: int) -> None:
+    """Sums of which nothing is left but their rounding, which tells in what order they were made."""
+    torch.manual_seed(7)
+    half = torch.randn(40, 3 * group).bfloat16()
+    x = torch.cat([half, -half], dim=1)
+    packed, scale, zeros = quantize_int4(torch.randn(50, 3 * group), group, False, torch.float32)
+    four = torch.cat([packed, packed], dim=1), torch.cat([scale, scale], dim=1), torch.cat([zeros, zeros], dim=1)
+    weight, scale = quantize_int8(torch.randn(50, 3 * group), group, torch.float32)
+    eight = torch.cat([weight, weight], dim=1), torch.cat([scale, scale], dim=1)
+    for multiply, parts in ((native_int4_linear, four), (native_int8_linear, eight)):
+        many = multiply(x, *parts, None, "tiles")
+        assert many.abs().max() < 1e-2 * half.abs().max() * group
+        for rows in (1, 2, 5, 9, 17):
+            assert torch.equal(multiply(x[:rows], *parts, None, "tiles"), many[:rows]), rows
+
+
 def test_rows_that_are_no_numbers_stay_alone() -> None:
     torch.manual_seed(2)
     for rows in (3, 9, 40):
