@@ -44,23 +44,28 @@ KEYS = {
 }
 
 
-# What tables of a machine with tiles have behind their names: it is another one than that of all other tables.
+# What tables of a machine with tiles have behind their names.
 AMX = "_amx"
 
 
 def newest(lines: Iterable[str]) -> dict[str, list[Record]]:
     """Return the last record of every kind, by benchmark, in the order in which the kinds first came.
 
-    Those of a machine with tiles are a benchmark of their own.
+    Where a benchmark ran on machines with tiles and without, the former are one of their own.
     """
+    records: list[Record] = [json.loads(line) for line in lines if line.strip()]
+    without = {record["benchmark"] for record in records if not _has_tiles(record)}
     found: dict[str, dict[tuple[Any, ...], Record]] = {}
-    for line in lines:
-        if line.strip():
-            record = json.loads(line)
-            key = tuple(record.get(name) for name in KEYS[record["benchmark"]])
-            name = record["benchmark"] + (AMX if record["machine"].get("level") == "amx" else "")
-            found.setdefault(name, {})[key] = record
-    return {name: list(records.values()) for name, records in found.items()}
+    for record in records:
+        name = record["benchmark"]
+        key = tuple(record.get(field) for field in KEYS[name])
+        found.setdefault(name + AMX if _has_tiles(record) and name in without else name, {})[key] = record
+    return {name: list(kinds.values()) for name, kinds in found.items()}
+
+
+def _has_tiles(record: Record) -> bool:
+    level: str | None = record["machine"].get("level")
+    return level == "amx"
 
 
 def number(value: float) -> str:

@@ -328,4 +328,4 @@ def test_a_wrong_name_of_instructions_is_said_before_anything_is_written(generat
         out, err = generate(PROMPT, "-n", "2", code=1)
     finally:
         loader._loaded.cache_clear()
-    assert out == "" and "QUINTET_ISA='sse' is not one of avx512" in err
+    assert out == "" and "QUINTET_ISA='sse' is not one of amx, avx512" in err
