@@ -36,7 +36,7 @@ struct Chosen {
         const size_t tile = tiles ? InTiles::memory(inputs) : 0, two = InDigits<V, 2>::memory(inputs), own = InBfloat16<V>::memory(inputs);
         return most(tile, most(two, own));
     }
-    static bool own(const Integers& m) { return !tiles && m.type == BF16 && InBfloat16<V>::takes(m); }
+    static bool own(const Integers& m) { return m.type == BF16 && InBfloat16<V>::takes(m); }
     static bool own(const Packed& m) { return m.type == BF16; }
     static bool own(const Experts& m) { return m.type == BF16; }
 #define QUINTET_CHOOSE(name, Args)                                \
