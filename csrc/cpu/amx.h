@@ -6,7 +6,7 @@
 #include <cstdint>
 
 #if defined(__clang__)  // which looks at what is in assembler too
-#define QUINTET_TILED __attribute__((target("amx-tile,amx-bf16")))
+#define QUINTET_TILED __attribute__((target("amx-tile,amx-bf16,amx-int8")))
 #else
 #define QUINTET_TILED
 #endif
@@ -41,3 +41,4 @@ struct Tiles {
     __asm__ volatile("tilestored %%tmm" #tile ", (%0,%1,1)" : : "r"(to), "r"(int64_t(stride)) : "memory")
 #define QUINTET_TILE_ZERO(tile) __asm__ volatile("tilezero %%tmm" #tile : :)
 #define QUINTET_TILE_ADD(sum, weight, x) __asm__ volatile("tdpbf16ps %%tmm" #x ", %%tmm" #weight ", %%tmm" #sum : :)
+#define QUINTET_TILE_ADD_BYTES(sum, weight, x) __asm__ volatile("tdpbssd %%tmm" #x ", %%tmm" #weight ", %%tmm" #sum : :)

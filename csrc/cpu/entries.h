@@ -46,7 +46,7 @@ struct Entries {
     }
     template <int T>
     static void experts_prepare_of(const Experts& m, int64_t begin, int64_t end, void*) {
-        if constexpr (Ways::strips) Ways::gather_x(m, begin, end);
+        if constexpr (Ways::strips) Ways::template gather_x<T>(m, begin, end);
         else Ways::template prepare<T, MX>(m.activations, begin, end, m.x, m.hidden, m.hidden, m.prepared);
     }
     static void experts_between(const Experts& m, int64_t begin, int64_t end, void*) {

@@ -37,12 +37,12 @@ const Level* find_level(const char* name) {
 }
 
 #if defined(QUINTET_X86)
-// Whether the CPU has tiles and products of bfloat16 in them, and Linux lets this process use them: it has to be asked, as a
+// Whether the CPU has tiles and products of bfloat16 and of bytes in them, and Linux lets this process use them: it has to be asked, as a
 // thread's tiles are 8 KB that it keeps only for those who do.
 bool has_tiles() {
 #if defined(__linux__)
     unsigned a, b, c, d;
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 22 & 1) || !(d >> 24 & 1)) return false;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 22 & 1) || !(d >> 24 & 1) || !(d >> 25 & 1)) return false;
     constexpr int ask_for_state = 0x1023, tiles = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA of asm/prctl.h
     return syscall(SYS_arch_prctl, ask_for_state, tiles) == 0;
 #else
@@ -81,9 +81,8 @@ bool known(int activations) { return activations == AS_THEY_ARE || activations =
 
 // Whether rows are prepared in strips.
 bool in_strips(const Matvec&) { return false; }
-bool in_strips(const Packed& m) { return level->tiles && m.type == BF16 && m.activations == IN_TILES; }
 template <class M>
-bool in_strips(const M& m) { return level->tiles && m.type == BF16 && m.activations != ROUNDED; }
+bool in_strips(const M& m) { return level->tiles && m.type != FP32 && m.activations != ROUNDED; }
 
 int64_t inputs_of(const Packed& m) { return m.groups * GROUP; }
 template <class M>

@@ -179,9 +179,6 @@ inline TileWeight tile_weight(const Matvec& m) {
 template <Code C>
 constexpr int64_t step_bytes = C == PLAIN ? 64 : C == BYTES ? 32 : 16;
 
-// Asks for a line of memory into the second cache.
-inline void ask_for_later(const void* address) { __asm__ volatile("prefetcht1 %0" : : "m"(*static_cast<const char*>(address))); }
-
 // Steps of N outputs, from `output` on; behind the last one it again.
 template <Code C, int N>
 struct Lines {
@@ -636,6 +633,7 @@ struct InTiles {
                              static_cast<char*>(to) + strip * strip_bytes(inputs));
         }
     }
+    template <int>
     static void gather_x(const Experts& m, int64_t begin, int64_t end) {
         const auto* x = static_cast<const uint16_t*>(m.x);
         gather(m, begin, end, [=, &m](int64_t choice) { return x + m.rows_of[choice] * m.hidden; }, m.hidden, m.prepared);

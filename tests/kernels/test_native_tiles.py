@@ -1,4 +1,4 @@
-"""Products in tiles: what sums in their order must be where rows, inputs and scales are unusual.
+"""Products with packed weights as they are, in whole numbers and in tiles, where rows, inputs and scales are unusual.
 
 Other levels compute them in their own order, and are held to the same.
 """
@@ -19,6 +19,7 @@ from quintet.quant.mxfp4 import pack, unpack
 
 pytestmark = pytest.mark.skipif(library() is None, reason=f"no native kernels: {status().reason}")
 Product = Callable[[torch.Tensor], "torch.Tensor | None"]
+orders = pytest.mark.parametrize("order", ["bf16", "tiles"])
 
 
 def packed(outputs: int, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -26,24 +27,25 @@ def packed(outputs: int, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
     return blocks, torch.randint(118, 131, (outputs, groups), dtype=torch.uint8)
 
 
-def products(outputs: int, inputs: int) -> list[tuple[Product, torch.Tensor]]:
-    """Every kind of product in tiles, and its weight in float64."""
+def products(outputs: int, inputs: int, order: str) -> list[tuple[Product, torch.Tensor]]:
+    """Every kind of product in an order, and its weight in float64."""
     plain = torch.randn(outputs, inputs).bfloat16()
     eight, channel = quantize_int8(torch.randn(outputs, inputs), None, torch.bfloat16)
     grouped = quantize_int8(torch.randn(outputs, inputs), 64, torch.float16)
     four = quantize_int4(torch.randn(outputs, inputs), 32, True, torch.bfloat16)
+    pairs = quantize_int4(torch.randn(outputs, inputs), 64, False, torch.float16)
     zeros = quantize_int4(torch.randn(outputs, inputs), 128, False, torch.float32)
+    whole = quantize_int4(torch.randn(outputs, inputs), inputs, True, torch.bfloat16)
     mx = packed(outputs, inputs // 32)
     return [
         (lambda x: native_matmul(x, plain), plain.double()),
-        (
-            lambda x: native_int8_linear(x, eight, channel, None, "tiles"),
-            dequantize_int8(eight, channel, torch.float64),
-        ),
-        (lambda x: native_int8_linear(x, *grouped, None, "tiles"), dequantize_int8(*grouped, torch.float64)),
-        (lambda x: native_int4_linear(x, *four, None, "tiles"), dequantize_int4(*four, torch.float64)),
-        (lambda x: native_int4_linear(x, *zeros, None, "tiles"), dequantize_int4(*zeros, torch.float64)),
-        (lambda x: native_mxfp4_matvec(x, *mx, None, "tiles"), unpack(*mx, torch.float64)),
+        (lambda x: native_int8_linear(x, eight, channel, None, order), dequantize_int8(eight, channel, torch.float64)),
+        (lambda x: native_int8_linear(x, *grouped, None, order), dequantize_int8(*grouped, torch.float64)),
+        (lambda x: native_int4_linear(x, *four, None, order), dequantize_int4(*four, torch.float64)),
+        (lambda x: native_int4_linear(x, *pairs, None, order), dequantize_int4(*pairs, torch.float64)),
+        (lambda x: native_int4_linear(x, *zeros, None, order), dequantize_int4(*zeros, torch.float64)),
+        (lambda x: native_int4_linear(x, *whole, None, order), dequantize_int4(*whole, torch.float64)),
+        (lambda x: native_mxfp4_matvec(x, *mx, None, order), unpack(*mx, torch.float64)),
     ]
 
 
@@ -52,19 +54,26 @@ def share(got: torch.Tensor | None, exact: torch.Tensor) -> float:
     return float((got.double() - exact).norm() / exact.norm())
 
 
-@pytest.mark.parametrize(("rows", "outputs", "inputs"), [(200, 34, 8320), (70, 300, 256), (1050, 33, 384)])
-def test_more_rows_than_are_prepared_at_a_time(rows: int, outputs: int, inputs: int) -> None:
+@orders
+@pytest.mark.parametrize(
+    ("rows", "outputs", "inputs"), [(200, 34, 8320), (70, 300, 256), (1050, 33, 384), (35, 50, 640), (20, 19, 128)]
+)
+def test_more_rows_than_are_prepared_at_a_time(rows: int, outputs: int, inputs: int, order: str) -> None:
     torch.manual_seed(1)
     x = torch.randn(rows, inputs).bfloat16()
-    for product, weight in products(outputs, inputs):
+    for product, weight in products(outputs, inputs, order):
         got = product(x)
         assert share(got, x.double() @ weight.t()) < 2e-3
-        for row in (0, 15, 16, 31, 32, 63, 64, 69, rows - 1):
-            assert torch.equal(product(x[row : row + 1])[0], got[row]), "a row depends on its batch"
+        for row in (0, 7, 8, 15, 16, 31, 32, 63, 64, 69, rows - 1):
+            if row < rows:
+                assert torch.equal(product(x[row : row + 1])[0], got[row]), "a row depends on its batch"
+        for count in (2, 3, 8, 9, 16, 17):
+            assert torch.equal(product(x[:count]), got[:count]), "a row depends on its batch"
 
 
-@pytest.mark.parametrize("group", [32, 96, 160, 192, 256, 288, 512])
-def test_groups_of_any_length_are_summed_up_alike(group: int) -> None:
+@orders
+@pytest.mark.parametrize("group", [32, 64, 96, 128, 160, 192, 256, 288, 512])
+def test_groups_of_any_length_are_summed_up_alike(group: int, order: str) -> None:
     """Sums of which nothing is left but their rounding, which tells in what order they were made."""
     torch.manual_seed(7)
     half = torch.randn(40, 3 * group).bfloat16()
@@ -74,33 +83,47 @@ def test_groups_of_any_length_are_summed_up_alike(group: int) -> None:
     weight, scale = quantize_int8(torch.randn(50, 3 * group), group, torch.float32)
     eight = torch.cat([weight, weight], dim=1), torch.cat([scale, scale], dim=1)
     for multiply, parts in ((native_int4_linear, four), (native_int8_linear, eight)):
-        many = multiply(x, *parts, None, "tiles")
+        many = multiply(x, *parts, None, order)
         assert many.abs().max() < 1e-2 * half.abs().max() * group
         for rows in (1, 2, 5, 9, 17):
-            assert torch.equal(multiply(x[:rows], *parts, None, "tiles"), many[:rows]), rows
+            assert torch.equal(multiply(x[:rows], *parts, None, order), many[:rows]), rows
 
 
-def test_rows_that_are_no_numbers_stay_alone() -> None:
+@orders
+def test_rows_that_are_no_numbers_stay_alone(order: str) -> None:
     torch.manual_seed(2)
-    for rows in (3, 9, 40):
+    for rows in (2, 3, 9, 40):
         x = torch.randn(rows, 256).bfloat16()
         bad = x.clone()
-        bad[1], bad[2, 7] = torch.nan, torch.inf
-        others = [row for row in range(rows) if row not in (1, 2)]
-        for product, _ in products(20, 256):
+        bad[0], bad[1, 7] = torch.nan, torch.inf
+        for product, _ in products(20, 256, order):
             fine, got = product(x), product(bad)
-            assert torch.equal(got[others], fine[others])
-            assert got[1].isnan().all() and not got[2].isfinite().any()
+            assert torch.equal(got[2:], fine[2:])
+            assert got[0].isnan().all() and not got[1].isfinite().any()
 
 
-@pytest.mark.parametrize("rows", [2, 20, 50])
-def test_scales_at_the_ends_of_their_range(rows: int) -> None:
+def test_activations_that_differ_by_much_keep_their_bits() -> None:
+    """Of 128 numbers some are 100 times as large as the others, as in layers of language models."""
+    torch.manual_seed(8)
+    x = torch.randn(9, 640)
+    x[:, ::50] *= 100
+    x = x.bfloat16()
+    for product, weight in products(30, 640, "bf16"):
+        weight[:, ::50], large = 0, x.clone()
+        large[:, ::50] = 0
+        rest = product(x).double() - product(x - large).double()  # what the small ones add
+        assert share(rest, large.double() @ weight.t()) < 0.2  # bfloat16 rounds sums of the large ones
+
+
+@orders
+@pytest.mark.parametrize("rows", [1, 2, 5, 20, 50])
+def test_scales_at_the_ends_of_their_range(rows: int, order: str) -> None:
     torch.manual_seed(3)
     blocks, scales = packed(40, 6)
     blocks[:, 2], x = 0x22, torch.randn(rows, 192).bfloat16() * 2.0**-20  # ones
     for value in (255, 254, 253, 4, 2):
         scales[3, 2] = value
-        got = native_mxfp4_matvec(x, blocks, scales, None, "tiles")
+        got = native_mxfp4_matvec(x, blocks, scales, None, order)
         wanted = mxfp4_matvec_reference(x.double(), blocks, scales)
         others = [output for output in range(40) if output != 3]
         assert share(got[:, others], wanted[:, others]) < 2e-3
@@ -110,11 +133,12 @@ def test_scales_at_the_ends_of_their_range(rows: int) -> None:
             assert share(got[:, 3], wanted[:, 3]) < 4e-3  # of two rows: as near as bfloat16 is
     scales[:] = torch.randint(2, 5, scales.shape, dtype=torch.uint8)  # all numbers are near the least
     x = x * 2.0**80
-    got = native_mxfp4_matvec(x, blocks, scales, None, "tiles")
+    got = native_mxfp4_matvec(x, blocks, scales, None, order)
     assert share(got, mxfp4_matvec_reference(x.double(), blocks, scales)) < 2e-3
 
 
-def test_weights_may_begin_anywhere() -> None:
+@orders
+def test_weights_may_begin_anywhere(order: str) -> None:
     torch.manual_seed(4)
     x = torch.randn(35, 96).bfloat16()
     for begin in (1, 3):
@@ -122,16 +146,17 @@ def test_weights_may_begin_anywhere() -> None:
         raw = torch.zeros(blocks.numel() + begin, dtype=torch.uint8)
         moved = raw[begin:].view(21, 3, 16)
         moved.copy_(blocks)
-        for rows in (1, 35):
-            wanted = native_mxfp4_matvec(x[:rows], blocks, scales, None, "tiles")
-            assert torch.equal(native_mxfp4_matvec(x[:rows], moved, scales, None, "tiles"), wanted)
+        for rows in (1, 5, 35):
+            wanted = native_mxfp4_matvec(x[:rows], blocks, scales, None, order)
+            assert torch.equal(native_mxfp4_matvec(x[:rows], moved, scales, None, order), wanted)
     weight, wide = torch.randn(40, 101).bfloat16(), torch.randn(40, 203).bfloat16()
     wide[:, 1:102] = weight
     narrow = torch.randn(20, 101).bfloat16()
     assert torch.equal(native_matmul(narrow, wide[:, 1:102]), native_matmul(narrow, weight))
 
 
-def test_experts_that_many_rows_choose() -> None:
+@orders
+def test_experts_that_many_rows_choose(order: str) -> None:
     """One that all rows ask, one that one row asks, one that is asked twice by a row, one that nobody asks."""
     torch.manual_seed(5)
     rows, hidden, inner, experts = 600, 64, 96, 4
@@ -144,13 +169,16 @@ def test_experts_that_many_rows_choose() -> None:
     indices = torch.tensor([[0, 1]]).repeat(rows, 1)
     indices[::7, 1], indices[5], indices[9] = 0, torch.tensor([2, 0]), torch.tensor([1, 1])
     x, weights = torch.randn(rows, hidden).bfloat16(), torch.rand(rows, 2)
-    got = native_mxfp4_experts(x, indices, weights, stacks, 1.702, 7.0, "tiles")
-    bf16 = native_mxfp4_experts(x, indices, weights, stacks, 1.702, 7.0, "bf16")
-    assert share(got, bf16.double()) < 4e-3
+    got = native_mxfp4_experts(x, indices, weights, stacks, 1.702, 7.0, order)
+    wide = tuple(part.float() if part.dtype == torch.bfloat16 else part for part in stacks)
+    assert share(got, native_mxfp4_experts(x.float(), indices, weights, wide, 1.702, 7.0).double()) < 4e-3
     for row in (0, 5, 7, 9, 511, 512, 599):
         part = slice(row, row + 1)
-        alone = native_mxfp4_experts(x[part], indices[part], weights[part], stacks, 1.702, 7.0, "tiles")
+        alone = native_mxfp4_experts(x[part], indices[part], weights[part], stacks, 1.702, 7.0, order)
         assert torch.equal(alone[0], got[row]), "a row depends on its batch"
+    for part in (slice(5, 7), slice(4, 12), slice(0, 40)):
+        some = native_mxfp4_experts(x[part], indices[part], weights[part], stacks, 1.702, 7.0, order)
+        assert torch.equal(some, got[part]), "a row depends on its batch"
 
 
 def test_operations_in_tiles() -> None:
@@ -165,4 +193,6 @@ def test_operations_in_tiles() -> None:
     assert torch.equal(native_mxfp4_matvec(wide, *mx, None, "tiles"), native_mxfp4_matvec(wide, *mx))
     if status().level != "amx":
         assert torch.equal(native_mxfp4_matvec(x, *mx, None, "tiles"), native_mxfp4_matvec(x, *mx))
+    half = x.half()
+    assert torch.equal(native_mxfp4_matvec(half, *mx, None, "tiles"), native_mxfp4_matvec(half, *mx))
     assert matmul(x[:0], torch.randn(10, 64).bfloat16()).shape == (0, 10)
