@@ -115,7 +115,7 @@ struct Level {
     void (*matvec)(const Matvec&, int64_t begin, int64_t end, void* memory);
     // Many rows of bfloat16 with weights as they are stored; inputs are even. Null where nothing is gained by it.
     const Matmul* matmul;
-    bool tiles;  // whether there are tiles: for all packed weights that are not ROUNDED, but `packed` only IN_TILES
+    bool tiles;  // whether there are tiles: for all packed weights with x of 16 bits that is not ROUNDED
     // Of weights of 8 and 4 bits, whatever the format: bytes of a prepared row at most, and memory of a thread.
     size_t (*packed_bytes)(int type, int activations, int64_t inputs);
     size_t (*packed_memory)(int type, int activations, int64_t inputs);

@@ -29,8 +29,8 @@ __all__ = [
     "takes_groups",
 ]
 
-# What x is multiplied as, by the number that native kernels know it by: in its own type, rounded to 8 bits, or in its
-# own type with sums in the order of tiles, where the CPU has them (AMX) and x is of bfloat16. Where not, as the first.
+# What x is multiplied as, by the number that native kernels know it by: as it is, rounded to 8 bits, or as it is with
+# sums in the order of tiles, where the CPU has them (AMX) and x is of bfloat16. Where not, as the first.
 ACTIVATIONS = ("bf16", "int8", "tiles")
 # Groups of the native kernels are one or more of these.
 BLOCK = 32
@@ -149,7 +149,7 @@ def native_int4_linear(
 def activations_for(choice: str, rows: int, dtype: torch.dtype) -> str:
     """Return what x is multiplied as, one of ACTIVATIONS.
 
-    One to 8 rows wait for the weights, so that nothing is won by rounding them.
+    One to 8 rows wait for the weights, so that nothing is won by rounding them, or by tiles.
 
     Args:
         choice: What a layer was told: "bf16" never rounds, "int8" rounds many rows, and "auto" does so where it is

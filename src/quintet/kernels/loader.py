@@ -49,7 +49,7 @@ PACKED_ROWS = {"amx": 2**40, "avx512": 2**40, "avx2": 128, "neon": 16, "portable
 BYTE_PRODUCTS = ("amx", "avx512")
 # Levels that have products of many rows of bfloat16.
 PAIR_PRODUCTS = ("amx", "avx512")
-# Levels that have products of bfloat16 in tiles.
+# Levels that have products of many rows of bfloat16 in tiles.
 TILE_PRODUCTS = ("amx",)
 
 _int, _size, _pointer, _float = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
@@ -176,7 +176,7 @@ def has_pair_products() -> bool:
 
 
 def has_tile_products() -> bool:
-    """Return whether products of bfloat16 are fastest in tiles, whatever the weights are packed as.
+    """Return whether products of many rows of bfloat16 are fastest in tiles, whatever the weights are packed as.
 
     Raises:
         ConfigError: as `library`.
