@@ -1,4 +1,5 @@
-// Products of bfloat16 in tiles (AMX): 16 outputs by 16 rows, 32 inputs at a time.
+// Products of bfloat16 in tiles (AMX): 16 outputs by 16 rows, 32 inputs at a time. They are for many rows; few ones with packed weights
+// are faster in whole numbers (whole.h).
 //
 // The left matrix is the weight: a line of its tiles is 32 inputs of one output, as they lie in memory or are unpacked. The
 // right one is x, which is turned once: strips of 16 rows, whose tiles hold pairs of inputs of all rows. So what comes out has a line

@@ -28,8 +28,9 @@ constexpr int64_t LINES = 16;              // of a tile: outputs
 constexpr int64_t TILE_LINE = 64;          // bytes
 constexpr int64_t TILE_SIZE = LINES * TILE_LINE;
 
-// What MXFP4's scales are times, and sums by the contrary: so no exact sum times a scale is too large for float32.
-constexpr float LOWERED = 0x1p-22f, RAISED = 0x1p21f;  // its numbers are doubled
+// What MXFP4's scales are times, and sums by the contrary: so no exact sum times a scale is too large for float32. Its numbers are
+// doubled.
+constexpr float LOWERED = 0x1p-22f, RAISED = 0x1p21f;
 
 inline int64_t wide_blocks(int64_t inputs) { return (inputs + WIDE - 1) / WIDE; }
 
@@ -511,17 +512,19 @@ QUINTET_TILED void whole_range(const Whole& m, const Rows& rows, int64_t begin, 
     const auto finished = [&](int64_t row, int64_t count, int64_t output, int64_t here) QUINTET_INLINED {
         for (int64_t r = 0; r < count; ++r) done(row + r, output, here, sums + r * LINES);
     };
-    const bool vectors = rows.count <= BY_VECTORS;
-    if (!vectors) ask_for_all(m.weight + begin * m.pitch, LINES * m.pitch < 16384 ? LINES * m.pitch : 16384);
-    const Tiles tiles(shapes_of_bytes());
-    for (; begin < end; begin += LINES) {
-        const int64_t here = end - begin < LINES ? end - begin : LINES;
-        if (vectors) {
+    if (rows.count <= BY_VECTORS) {
+        for (; begin < end; begin += LINES) {
+            const int64_t here = end - begin < LINES ? end - begin : LINES;
             if (rows.count == 1) few_sums<C, by_block, 1>(m, x, begin, here, sums);
             else few_sums<C, by_block, 2>(m, x, begin, here, sums);
             finished(0, rows.count, begin, here);
-            continue;
         }
+        return;
+    }
+    const Tiles tiles(shapes_of_bytes());
+    ask_for_all(m.weight + begin * m.pitch, LINES * m.pitch < 16384 ? LINES * m.pitch : 16384);
+    for (; begin < end; begin += LINES) {
+        const int64_t here = end - begin < LINES ? end - begin : LINES;
         for (int64_t row = 0; row < rows.count; row += SOME_ROWS) {
             const int64_t count = rows.count - row < SOME_ROWS ? rows.count - row : SOME_ROWS;
             some_sums<C, by_block>(m, x + row / SOME_ROWS * rows_bytes(m.inputs), begin, end, count, sums);
