@@ -180,18 +180,26 @@ QUINTET_INLINED inline void load_wide(const uint8_t* from, int64_t left, __m512i
     }
 }
 
-// Zeros of the four blocks from `block` on, in all bytes of their lanes; beyond the last block that one again.
+// Zeros of the four blocks from `block` on, in all bytes of their lanes; behind the last block anything, as x is 0 there.
 inline __m512i zeros_of(const Whole& m, int64_t output, int64_t block) {
     const uint8_t* words = m.zeros + output / 8 * m.count * 4;
-    int zero[4];
-    for (int i = 0; i < 4; ++i) {
-        const int64_t group = m.each ? uint32_t(block + i) / uint32_t(m.each) : 0;
-        zero[i] = int(zero_code(words, group < m.count ? group : m.count - 1, int(output % 8 * 4)));
+    const int shift = int(output % 8 * 4);
+    __m128i four;
+    if (m.each == 1) {
+        const int64_t left = m.count - block;
+        four = _mm_maskz_loadu_epi32(__mmask8(left < 4 ? (1 << left) - 1 : 15), words + 4 * block);
+        four = _mm_and_si128(_mm_srl_epi32(four, _mm_cvtsi32_si128(shift)), _mm_set1_epi32(15));
+    } else {
+        int zero[4];
+        for (int i = 0; i < 4; ++i) {
+            const int64_t group = m.each ? uint32_t(block + i) / uint32_t(m.each) : 0;
+            zero[i] = int(zero_code(words, group < m.count ? group : m.count - 1, shift));
+        }
+        four = _mm_set_epi32(zero[3], zero[2], zero[1], zero[0]);
     }
-    const __m512i lanes = _mm512_broadcast_i32x4(_mm_set_epi32(zero[3], zero[2], zero[1], zero[0]));
-    alignas(64) int8_t places[64];
-    for (int i = 0; i < 64; ++i) places[i] = int8_t(i / 16 * 4);
-    return _mm512_shuffle_epi8(lanes, _mm512_load_si512(places));
+    const __m512i of_lane = _mm512_set_epi64(0x0c0c0c0c0c0c0c0c, 0x0c0c0c0c0c0c0c0c, 0x0808080808080808, 0x0808080808080808, 0x0404040404040404,
+                                             0x0404040404040404, 0, 0);
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(four), of_lane);
 }
 
 // With a sign, for tiles; or without, for vectors, with ADDED.
