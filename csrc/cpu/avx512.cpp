@@ -1,5 +1,6 @@
 // Level "avx512": AVX-512 (F, BW, VL, DQ) with BF16 and VNNI. Products of bfloat16 by its dot instructions, those with
-// packed weights in whole numbers, the rest in float32. Level "amx": the same, but for bfloat16 in tiles.
+// packed weights in whole numbers, the rest in float32. Level "amx": the same, but for many rows of
+// bfloat16, which are multiplied in tiles, and few rows of 16 bits with packed weights (whole.h).
 #include <immintrin.h>
 
 #include "chosen.h"

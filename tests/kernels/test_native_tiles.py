@@ -95,11 +95,12 @@ def test_rows_that_are_no_numbers_stay_alone(order: str) -> None:
     for rows in (2, 3, 9, 40):
         x = torch.randn(rows, 256).bfloat16()
         bad = x.clone()
-        bad[0], bad[1, 7] = torch.nan, torch.inf
+        bad[-1, 7], bad[1] = torch.inf, torch.nan
+        others = [row for row in range(rows) if row not in (1, rows - 1)]
         for product, _ in products(20, 256, order):
             fine, got = product(x), product(bad)
-            assert torch.equal(got[2:], fine[2:])
-            assert got[0].isnan().all() and not got[1].isfinite().any()
+            assert torch.equal(got[others], fine[others])
+            assert got[1].isnan().all() and not got[-1].isfinite().any()
 
 
 def test_activations_that_differ_by_much_keep_their_bits() -> None:
