@@ -104,16 +104,16 @@ def test_rows_that_are_no_numbers_stay_alone(order: str) -> None:
 
 
 def test_activations_that_differ_by_much_keep_their_bits() -> None:
-    """Of 128 numbers some are 100 times as large as the others, as in layers of language models."""
+    """Some are 20 times as large as their neighbours, as in layers of language models: 8 bits leave 0.056 or more."""
     torch.manual_seed(8)
     x = torch.randn(9, 640)
-    x[:, ::50] *= 100
+    x[:, ::16] *= 20
     x = x.bfloat16()
     for product, weight in products(30, 640, "bf16"):
-        weight[:, ::50], large = 0, x.clone()
-        large[:, ::50] = 0
-        rest = product(x).double() - product(x - large).double()  # what the small ones add
-        assert share(rest, large.double() @ weight.t()) < 0.2  # bfloat16 rounds sums of the large ones
+        small = x.clone()
+        small[:, ::16] = 0
+        rest = product(x).double() - product(x - small).double()  # what the small ones add
+        assert share(rest, small.double() @ weight.t()) < 0.03  # bfloat16 rounds sums of the large ones
 
 
 @orders
