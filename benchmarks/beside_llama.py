@@ -4,7 +4,8 @@
 
 VENV is an environment with `llama-cpp-python` compiled for this machine and `gguf`. Both read files with random weights
 (gguf_files.py makes llama.cpp's). Every figure comes from a fresh process; the two take turns, round after round, and
-llama.cpp runs with flash attention on and off, of which the better counts. `limit` is the bytes that one token must
+llama.cpp runs with flash attention on and off, of which the better counts. Where the files of both do not fit into
+memory together, `--warm` reads each again before its turn. `limit` is the bytes that one token must
 read (the file, with of the experts those that are used, and of the embedding one row where it is not the head as well)
 over the read bandwidth measured in the same run.
 """
@@ -129,6 +130,14 @@ def llama(python: str, file: Path, flash: str, args: Any) -> dict[str, Any]:
     return {**result, "read_gb_s": statistics.mean(bandwidth)}
 
 
+def read_through(files: list[Path]) -> None:
+    """Read files, so that they are in the page cache."""
+    for file in files:
+        with file.open("rb", buffering=0) as opened:
+            while opened.read(1 << 24):
+                pass
+
+
 def measure(name: str, style: str, args: Any) -> None:
     """Run the rounds of one model and format, and print the result."""
     argv = [__file__, "--make", name, style, str(args.work_dir), str(args.sequences), str(args.past)]
@@ -149,20 +158,20 @@ def measure(name: str, style: str, args: Any) -> None:
             )[1]
             for kind in kinds
         },
-        "llama-on": lambda: llama(args.llama_python, file, "on", args),
-        "llama-off": lambda: llama(args.llama_python, file, "off", args),
+        **{
+            f"llama-{flash}": lambda flash=flash: llama(args.llama_python, file, flash, args)
+            for flash in (("on", "off") if args.flash == "both" else (args.flash,))
+        },
     }
     found: dict[str, list[dict[str, Any]]] = {key: [] for key in runs}
-    for number in range(args.rounds + 1):  # the first fills the page cache and does not count
+    counted = args.warm or args.rounds == 0  # else the first fills the page cache and does not count
+    for number in range(args.rounds or 1 if counted else args.rounds + 1):
         for key in list(runs)[:: 1 if number % 2 else -1]:
-            if args.apart and number:
-                continue
-            for _ in range(args.rounds + 1 if args.apart else 1):
-                facts = runs[key]()
-                if number or args.apart or args.rounds == 0:
-                    found[key].append(facts)
-    if args.apart:
-        found = {key: values[1:] or values for key, values in found.items()}
+            if args.warm:
+                read_through([file] if key.startswith("llama") else sorted(folder.glob("*.safetensors")))
+            facts = runs[key]()
+            if number or counted:
+                found[key].append(facts)
     record: dict[str, Any] = {"model": name, "format": style, "peer": f"llama.cpp {theirs}", "rounds": args.rounds}
     record |= {key: getattr(args, key) for key in ("prompt", "past", "sequences")}
     medians = {
@@ -172,9 +181,13 @@ def measure(name: str, style: str, args: Any) -> None:
     record["read_gb_s"] = {key: round(value, 1) for key, value in medians["read_gb_s"].items()}
     record |= {"bytes_per_step": made["bytes"], "bytes_per_batch": made["batch_bytes"]}
     for row in ROWS:
-        best = {peer: common.best_of(medians[row], peer) for peer in ("quintet", "llama")}
-        ours, who = best["quintet"]
-        record[row] = {**{k: round(v, 5) for k, v in medians[row].items()}, "ratio": round(best["llama"][0] / ours, 3)}
+        ours, who = common.best_of(medians[row], "quintet")
+        ratio = common.ratio(
+            {key: [facts[row] for facts in values] for key, values in found.items()},
+            over=common.best_of(medians[row], "llama")[1],
+            under=who,
+        )
+        record[row] = {**{k: round(v, 5) for k, v in medians[row].items()}, "ratio": round(ratio, 3)}
         if row in LIMITED:
             limit = record[LIMITED[row]] / medians["read_gb_s"][who] / 1e9
             record[row]["of_limit"] = round(limit / ours, 3)
@@ -193,8 +206,9 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=32)
     parser.add_argument("--sequences", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--flash", choices=("both", "on", "off"), default="both", help="flash attention of llama.cpp")
     parser.add_argument(
-        "--apart", action="store_true", help="all rounds of one, then all of the other: two files do not fit in memory"
+        "--warm", action="store_true", help="read a file before each process that maps it: both do not fit in memory"
     )
     parser.add_argument("--work-dir", type=Path, default=Path("/tmp/quintet-benchmarks"))
     args = parser.parse_args()

@@ -44,14 +44,30 @@ struct Entries {
         if (m.bits == 4) prepare = m.zeros ? Ways::template prepare<T, ZERO> : Ways::template prepare<T, EIGHT>;
         prepare(m.activations, begin, end, m.x, m.x_stride, m.inputs, m.prepared);
     }
+    // Strips `begin` to `end`: each expert has some of its own. `x(choice)` is the row of a choice.
+    template <int T, class X>
+    static void prepare_strips(const Experts& m, int64_t begin, int64_t end, X x, int64_t inputs, void* to) {
+        for (int64_t strip = begin, asked = 0; strip < end; ++strip) {
+            while (m.strips[asked + 1] <= strip) ++asked;
+            const int64_t first = m.starts[asked] + (strip - m.strips[asked]) * STRIP, left = m.starts[asked + 1] - first;
+            Ways::template strip<T, MX>([&](int64_t r) { return x(first + r); }, left < STRIP ? left : STRIP, m.starts[asked + 1] - m.starts[asked],
+                                        inputs, static_cast<char*>(to) + strip * STRIP * int64_t(Ways::bytes(inputs)));
+        }
+    }
     template <int T>
     static void experts_prepare_of(const Experts& m, int64_t begin, int64_t end, void*) {
-        if constexpr (Ways::strips) Ways::template gather_x<T>(m, begin, end);
-        else Ways::template prepare<T, MX>(m.activations, begin, end, m.x, m.hidden, m.hidden, m.prepared);
+        if constexpr (Ways::strips) {
+            const auto* x = static_cast<const typename Element<T>::type*>(m.x);
+            prepare_strips<T>(m, begin, end, [&](int64_t choice) { return x + m.rows_of[choice] * m.hidden; }, m.hidden, m.prepared);
+        } else {
+            Ways::template prepare<T, MX>(m.activations, begin, end, m.x, m.hidden, m.hidden, m.prepared);
+        }
     }
     static void experts_between(const Experts& m, int64_t begin, int64_t end, void*) {
-        if constexpr (Ways::strips) Ways::gather_values(m, begin, end);
-        else Ways::template prepare<FP32, MX>(m.activations, begin, end, m.values, m.inner, m.inner, m.prepared_values);
+        if constexpr (Ways::strips)
+            prepare_strips<FP32>(m, begin, end, [&](int64_t choice) { return m.values + choice * m.inner; }, m.inner, m.prepared_values);
+        else
+            Ways::template prepare<FP32, MX>(m.activations, begin, end, m.values, m.inner, m.inner, m.prepared_values);
     }
     template <int T>
     static void matvec_with(const Matvec& m, int64_t begin, int64_t end, void* memory) { matvec_of<V, T>(m, begin, end, memory); }

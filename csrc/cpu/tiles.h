@@ -623,24 +623,10 @@ struct InTiles {
         else if (m.zeros) tiles_range<ZERO>(w, x, begin, end, memory, done);
         else tiles_range<EIGHT>(w, x, begin, end, memory, done);
     }
-    // Rows of experts: each has strips of its own. `x(choice)` is the row of a choice.
-    template <class X>
-    static void gather(const Experts& m, int64_t begin, int64_t end, X x, int64_t inputs, void* to) {
-        for (int64_t strip = begin, asked = 0; strip < end; ++strip) {
-            while (m.strips[asked + 1] <= strip) ++asked;
-            const int64_t first = m.starts[asked] + (strip - m.strips[asked]) * STRIP, left = m.starts[asked + 1] - first;
-            const int64_t rows = m.starts[asked + 1] - m.starts[asked];
-            turn_strip<true>([&](int64_t r) { return x(first + r); }, left < STRIP ? left : STRIP, strip_rows(rows), inputs,
-                             static_cast<char*>(to) + strip * strip_bytes(inputs));
-        }
-    }
-    template <int>
-    static void gather_x(const Experts& m, int64_t begin, int64_t end) {
-        const auto* x = static_cast<const uint16_t*>(m.x);
-        gather(m, begin, end, [=, &m](int64_t choice) { return x + m.rows_of[choice] * m.hidden; }, m.hidden, m.prepared);
-    }
-    static void gather_values(const Experts& m, int64_t begin, int64_t end) {
-        gather(m, begin, end, [&](int64_t choice) { return m.values + choice * m.inner; }, m.inner, m.prepared_values);
+    // `count` rows of a strip, of `all`.
+    template <int, Code C, class Row>
+    static void strip(Row row, int64_t count, int64_t all, int64_t inputs, char* to) {
+        turn_strip<C != BYTES>(row, count, strip_rows(all), inputs, to);
     }
 };
 

@@ -547,9 +547,9 @@ struct InWhole {
     // of a row where all are in strips of 8; a panel has room for 16 rows, so that two by vectors fit too
     static size_t bytes(int64_t inputs) { return size_t(rows_bytes(inputs) / SOME_ROWS); }
     static size_t memory(int64_t) { return 0; }
-    // `count` rows from the first one of a strip on, of `all`.
+    // `count` rows from the first one of a strip on, of `all`: they may be more than a strip has.
     template <int T, Code C, class Row>
-    static void prepare_some(Row row, int64_t count, int64_t all, int64_t inputs, char* to) {
+    static void strip(Row row, int64_t count, int64_t all, int64_t inputs, char* to) {
         for (int64_t r = 0; r < count; r += all <= BY_VECTORS ? 1 : SOME_ROWS) {
             if (all <= BY_VECTORS) prepare_row<V, T, C != BYTES>(row(r), inputs, ADDED<C>, to + r * row_bytes(inputs));
             else prepare_rows<V, T, C != BYTES>([&](int64_t i) { return row(r + i); }, count - r < SOME_ROWS ? count - r : SOME_ROWS, inputs,
@@ -560,8 +560,8 @@ struct InWhole {
     template <int T, Code C>
     static void prepare(int, int64_t begin, int64_t end, const void* x, int64_t stride, int64_t inputs, void* to) {
         const auto* from = static_cast<const typename Element<T>::type*>(x) + begin * stride;
-        prepare_some<T, C>([=](int64_t r) { return from + r * stride; }, end - begin, begin ? STRIP : end, inputs,
-                           static_cast<char*>(to) + begin / SOME_ROWS * rows_bytes(inputs));
+        strip<T, C>([=](int64_t r) { return from + r * stride; }, end - begin, begin ? STRIP : end, inputs,
+                    static_cast<char*>(to) + begin / SOME_ROWS * rows_bytes(inputs));
     }
     template <class Done>
     static void product(const MxSource& from, const Rows& rows, int64_t begin, int64_t end, void*, Done done) {
@@ -589,24 +589,6 @@ struct InWhole {
         if (m.bits == 8) integers_of<BYTES>(m, begin, end);
         else if (m.zeros) integers_of<ZERO>(m, begin, end);
         else integers_of<EIGHT>(m, begin, end);
-    }
-    // Rows of experts, each with strips of its own, which have STRIP rows. `x(choice)` is the row of a choice.
-    template <int T, class X>
-    static void gather(const Experts& m, int64_t begin, int64_t end, X x, int64_t inputs, void* to) {
-        for (int64_t strip = begin, asked = 0; strip < end; ++strip) {
-            while (m.strips[asked + 1] <= strip) ++asked;
-            const int64_t first = m.starts[asked] + (strip - m.strips[asked]) * STRIP, left = m.starts[asked + 1] - first;
-            prepare_some<T, MX>([&](int64_t r) { return x(first + r); }, left < STRIP ? left : STRIP, m.starts[asked + 1] - m.starts[asked], inputs,
-                                static_cast<char*>(to) + strip * STRIP / SOME_ROWS * rows_bytes(inputs));
-        }
-    }
-    template <int T>
-    static void gather_x(const Experts& m, int64_t begin, int64_t end) {
-        const auto* x = static_cast<const typename Element<T>::type*>(m.x);
-        gather<T>(m, begin, end, [=, &m](int64_t choice) { return x + m.rows_of[choice] * m.hidden; }, m.hidden, m.prepared);
-    }
-    static void gather_values(const Experts& m, int64_t begin, int64_t end) {
-        gather<FP32>(m, begin, end, [&](int64_t choice) { return m.values + choice * m.inner; }, m.inner, m.prepared_values);
     }
 };
 

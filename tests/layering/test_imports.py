@@ -38,7 +38,7 @@ ROWS = """
     kernels
     config
     hub
-    rules family rope paths
+    rules family rope paths pages
     errors
 """
 ROW = {part: row for row, parts in enumerate(ROWS.split("\n")) for part in parts.split()}
@@ -50,9 +50,9 @@ ONLY: dict[str, set[str]] = {
     "chat": {"hub", "config", "family", "errors"},
     # A streamer takes any tokenizer, a loop any model.
     "generation": {"cache", "layers", "outputs", "config", "hub", "errors"},
-    "checkpoint": {"layers", "config", "hub", "family", "errors"},
+    "checkpoint": {"layers", "config", "hub", "family", "pages", "errors"},
     "fused": {"quant", "swap", "layers", "cache", "kernels", "family", "errors"},
-    "quant": {"checkpoint", "swap", "layers", "kernels", "errors"},
+    "quant": {"checkpoint", "swap", "layers", "kernels", "pages", "errors"},
     "embeddings": {"layers", "config", "errors"},
     # Families are data and modules; text is not their business.
     "models": {

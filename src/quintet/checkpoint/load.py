@@ -19,6 +19,7 @@ from quintet.checkpoint.rules import KeyRules, LoadReport, is_dropped, resolve, 
 from quintet.checkpoint.tensorfile import TensorFile
 from quintet.checkpoint.torchbin import read_torch_file
 from quintet.errors import CheckpointError
+from quintet.pages import copy_in_large_pages
 
 __all__ = ["TensorSource", "load_weights", "open_source", "source_dtype"]
 
@@ -329,7 +330,10 @@ def _converted(
     tensor = source.get(key)
     held = tensor.dtype
     target = dtype if dtype is not None and held.is_floating_point and held.itemsize > 1 else held
-    moved = tensor.to(device=device, dtype=target)
+    if target != held and tensor.is_contiguous() and tensor.device.type == device.type == "cpu":
+        moved = copy_in_large_pages(tensor, target)
+    else:
+        moved = tensor.to(device=device, dtype=target)
     if lay_out is not None:
         moved = lay_out(moved)
     if moved.device != tensor.device or moved.data_ptr() != tensor.data_ptr():

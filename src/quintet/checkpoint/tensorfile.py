@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import sys
@@ -157,7 +158,12 @@ def _map(descriptor: int, size: int) -> mmap.mmap | bytearray:
             # Private and writable, and nothing set aside for pages that nobody writes: else the kernel refuses to map
             # a file larger than the memory. The number is for a Python without a name for the flag.
             flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0x4000)
-            return mmap.mmap(descriptor, size, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+            buffer = mmap.mmap(descriptor, size, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+            # What is not in the page cache yet is read in large pages: small ones that lie anywhere in memory are read
+            # at two thirds of its speed. A kernel without them says so.
+            with contextlib.suppress(OSError):
+                buffer.madvise(mmap.MADV_HUGEPAGE)
+            return buffer
         return mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY)
     except (OSError, ValueError):
         return _read_whole(descriptor, size)  # some network file systems cannot map

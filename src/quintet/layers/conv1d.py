@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from quintet.pages import copy_in_large_pages
+
 __all__ = ["Conv1D", "columns_of_heads"]
 
 
@@ -40,7 +42,7 @@ class Conv1D(nn.Module):
         file. Shape and values stay.
         """
         if tensor.dim() == 2 and tensor.device.type == "cpu" and tensor.dtype in (torch.bfloat16, torch.float16):
-            return tensor.t().contiguous().t()
+            return copy_in_large_pages(tensor.t()).t()
         return tensor
 
     def select(self, index: torch.Tensor, dim: int) -> None:
