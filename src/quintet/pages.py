@@ -35,11 +35,13 @@ def _madvise() -> Callable[[int, int, int], int] | None:
 
 
 def ask_for_large_pages(tensor: torch.Tensor) -> None:
-    """Ask for large pages for the memory of a contiguous tensor on the CPU, before anything is written to it.
+    """Ask for large pages for the memory of a contiguous tensor, before anything is written to it.
 
-    Only whole pages inside of it: what lies beside it stays as it is. That it fails changes no number, so it is not
-    reported.
+    Only whole pages inside of it: what lies beside it stays as it is. On other devices nothing is done. That it fails
+    changes no number, so it is not reported.
     """
+    if tensor.device.type != "cpu":
+        return
     madvise = _madvise()
     begin, end = -(-tensor.data_ptr() // LARGE) * LARGE, (tensor.data_ptr() + tensor.nbytes) // LARGE * LARGE
     if madvise is not None and end > begin:

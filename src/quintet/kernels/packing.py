@@ -23,6 +23,7 @@ from __future__ import annotations
 import torch
 
 from quintet.errors import InputError
+from quintet.pages import ask_for_large_pages
 
 __all__ = [
     "dequantize_int4",
@@ -42,7 +43,9 @@ WORD = 8
 def _words(codes: torch.Tensor) -> torch.Tensor:
     """Pack the last dimension, a multiple of 8, of codes from 0 to 15: the first in the lowest bits."""
     pairs = codes.to(torch.uint8).unflatten(-1, (-1, 2))  # (..., n) -> (..., n / 2, 2)
-    return (pairs[..., 0] | pairs[..., 1] << 4).contiguous().view(torch.int32)
+    words = torch.empty(pairs.shape[:-1], dtype=torch.uint8, device=codes.device)
+    ask_for_large_pages(words)
+    return torch.bitwise_or(pairs[..., 0], pairs[..., 1] << 4, out=words).view(torch.int32)
 
 
 def _codes(words: torch.Tensor) -> torch.Tensor:

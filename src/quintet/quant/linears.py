@@ -16,7 +16,6 @@ from quintet.checkpoint.load import TensorSource
 from quintet.checkpoint.rules import KeyRules, resolve
 from quintet.errors import CheckpointError, ConfigError
 from quintet.layers.conv1d import Conv1D
-from quintet.pages import copy_in_large_pages
 from quintet.quant.calibration import PartStore, calibrate
 from quintet.quant.config import GROUP_SIZE, IntegerConfig
 from quintet.quant.packed_linear import LINEARS, PackedLinear, check_sizes
@@ -370,10 +369,7 @@ class _Packing(ChangedSource):
         if path not in self._held:
             origin, twin = self._keys[path], self._twins[path]
             stored = self._inner.get(origin).to(self._device)
-            packed = twin.pack(stored.t() if path in self._transposed else stored, f"'{origin}'")
-            if self._device.type == "cpu":
-                packed = {part: copy_in_large_pages(made) for part, made in packed.items()}
-            self._held[path] = packed
+            self._held[path] = twin.pack(stored.t() if path in self._transposed else stored, f"'{origin}'")
             logger.info("packed '%s' in %d bits", origin, twin.bits)
             del stored
             if path not in self._shared:

@@ -162,8 +162,7 @@ def pack(tensor: torch.Tensor, name: str = "the tensor") -> Packed:
     stack = tensor.flatten(0, -3) if tensor.dim() > 2 else tensor.reshape(1, -1, width)  # (S, R, 32 G), not a copy
     blocks = torch.empty(*stack.shape[:2], width // 2, dtype=torch.uint8, device=tensor.device)
     scales = torch.empty(*stack.shape[:2], width // BLOCK, dtype=torch.uint8, device=tensor.device)
-    if tensor.device.type == "cpu":
-        ask_for_large_pages(blocks)
+    ask_for_large_pages(blocks)
     lost = torch.zeros(2, dtype=torch.float64, device=tensor.device)
     step = max(1, _CHUNK // width)
     for index, begin in product(range(len(stack)), range(0, stack.shape[1], step)):

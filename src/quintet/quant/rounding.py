@@ -17,6 +17,7 @@ import torch
 
 from quintet.errors import CheckpointError, InputError
 from quintet.kernels.packing import pack_int4, pack_zero_point
+from quintet.pages import ask_for_large_pages
 
 __all__ = ["Grid", "check_scales", "fit_grid", "round_weight"]
 
@@ -55,6 +56,7 @@ class Grid:
         """Return the nearest codes, (out, in) of one byte each, of an (out, in) weight."""
         zero = self.zeros()[..., None]
         found = torch.empty(weight.shape, dtype=torch.int8 if self.bits == 8 else torch.uint8, device=weight.device)
+        ask_for_large_pages(found)
         for begin, end in _rows(weight):
             values = weight[begin:end].float().unflatten(-1, (self.scale.shape[1], -1))  # (rows, in) -> (rows, G, n)
             own = zero if self.zero is None else zero[begin:end]
