@@ -143,7 +143,7 @@ def warm_up(files: list[Path], others: list[Path]) -> None:
     for file in files:
         if file.suffix == ".safetensors":
             mapped = TensorFile.open(file)
-            for key in mapped.keys():
+            for key in mapped:
                 mapped.get(key).contiguous().view(-1).view(torch.uint8)[::4096].sum()
         else:
             with file.open("rb", buffering=0) as opened:
@@ -184,6 +184,7 @@ def measure(name: str, style: str, args: Any) -> None:
                 files, others = sorted(folder.glob("*.safetensors")), [file]
                 warm_up(*((others, files) if key.startswith("llama") else (files, others)))
             facts = runs[key]()
+            print(f"{name} {style}, {key}: {json.dumps(facts)}", file=sys.stderr, flush=True)
             if number or counted:
                 found[key].append(facts)
     record: dict[str, Any] = {"model": name, "format": style, "peer": f"llama.cpp {theirs}", "rounds": args.rounds}
