@@ -132,12 +132,12 @@ def llama(python: str, file: Path, flash: str, args: Any) -> dict[str, Any]:
 
 
 def warm_up(files: list[Path], others: list[Path]) -> None:
-    """Bring files into the page cache from the disk, as their program reads them, and take all others out of it."""
+    """Take the others out of the page cache, and bring files into it as their program reads them."""
     import torch
 
     from quintet.checkpoint.tensorfile import TensorFile
 
-    for file in (*files, *others):
+    for file in others:
         with file.open("rb") as opened:
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     for file in files:
