@@ -435,6 +435,7 @@ def activations_table(records: list[Record]) -> str:
 WORDS: dict[str, tuple[str, Callable[[list[Record]], str]]] = {
     "beside_llama_words": ("beside_llama", llama_in_words),
     "beside_llama_goals": ("beside_llama", goals_table),
+    "beside_llama_amx_goals": ("beside_llama" + AMX, goals_table),
     "activations": ("kernels", activations_table),
 }
 

@@ -1,8 +1,7 @@
 """Memory in large pages: weights are read faster in them, as the processor looks up fewer addresses.
 
-Two cores of an Intel Xeon (Granite Rapids) read 29 GB/s in pages of 4 KB and 33 in those of 2 MB, and a mapped file of
-12 GB as slowly as 17, where its small pages lay anywhere in memory. Linux gives large ones to who asks (`madvise`,
-`/sys/kernel/mm/transparent_hugepage/enabled`); elsewhere, and where it has none, nothing changes.
+Two cores of an Intel Xeon (Granite Rapids) read 29 GB/s in pages of 4 KB and 33 in those of 2 MB. Linux gives these to
+who asks (`madvise`, `/sys/kernel/mm/transparent_hugepage/enabled`); elsewhere, and where it has none, nothing changes.
 """
 
 from __future__ import annotations
