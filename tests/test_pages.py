@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import re
 from pathlib import Path
 
@@ -30,7 +31,8 @@ def asked(address: int) -> bool:
 
 @needs_large_pages
 def test_memory_of_a_large_tensor_is_asked_for_in_large_pages() -> None:
-    made = torch.empty(5 * pages.LARGE, dtype=torch.uint8)
+    # memory of its own: the allocator's may have been somebody's who had asked
+    made = torch.frombuffer(mmap.mmap(-1, 5 * pages.LARGE), dtype=torch.uint8)
     middle = -(-made.data_ptr() // pages.LARGE) * pages.LARGE + pages.LARGE
     assert not asked(middle)
     ask_for_large_pages(made)
