@@ -135,7 +135,7 @@ def read_bandwidth(*, seconds: float = 1.5, size: int | None = None) -> dict[str
             size = max(16 * MIB, min(size, available * MIB // 4))
     rows = size // (4 * 4096)
     matrix = torch.empty(rows, 4096)
-    ask_for_large_pages(matrix)  # else addresses are looked up half of the time, and not memory is measured
+    ask_for_large_pages(matrix)  # as for weights
     matrix.fill_(1)
     vector = torch.ones(4096)
     best = 0.0
